@@ -1,0 +1,1 @@
+//! Framed connections, TLS, the peer pool.

@@ -1,0 +1,1 @@
+//! The real machine: one glommio executor per core, over io_uring.

@@ -1,0 +1,1 @@
+//! The seeded simulator: a whole cluster on one thread, in virtual time.
