@@ -1,1 +1,62 @@
-//! The Rust client of Krita.
+//! The Rust client of Krita: shard-aware, failing over, with honest outcomes.
+//!
+//! ```no_run
+//! # #[cfg(feature = "tokio")]
+//! # async fn example() -> kritaclient::Result<()> {
+//! use kritaclient::{Client, Options};
+//!
+//! let options = Options::new("mycluster", ["localhost:8080"])
+//!     .certificates(".krita-demo/certs")?
+//!     .token(std::env::var("KRITA_TOKEN").unwrap_or_default());
+//! let client = Client::connect(options).await?;
+//!
+//! let written = client.put("testkey", "testvalue").await?;
+//! let entry = client.get("testkey").await?.expect("it was just put");
+//! assert_eq!(entry.version, written.version);
+//!
+//! let mut keys = client.list_keys("test");
+//! while let Some(key) = keys.next().await {
+//!     println!("{:?}", key?.key);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A write ends in one of three ways: applied (`Ok`), not applied (any [`Error`] but one), or
+//! [`Error::UnknownOutcome`]: the deadline passed while the client did not know. Retries carry a request id and are
+//! applied once.
+//!
+//! [`core`] is the protocol without I/O, for other executors; [`Client`] is async on tokio; [`blocking`] needs no
+//! executor of the caller's.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a client runs anywhere, with the machine's own clock and files"
+)]
+
+pub mod core;
+mod error;
+mod options;
+mod types;
+
+#[cfg(feature = "tokio")]
+pub mod blocking;
+#[cfg(feature = "tokio")]
+mod client;
+#[cfg(feature = "tokio")]
+mod scan;
+
+#[cfg(feature = "tokio")]
+pub use client::Client;
+pub use core::retry::RetryPolicy;
+pub use error::{Detail, Error, Result};
+pub use krita_proto::error::ErrorCode;
+/// The published messages, as status calls return them.
+pub use krita_proto::v1;
+pub use options::{Options, Security};
+#[cfg(feature = "tokio")]
+pub use scan::Scan;
+pub use types::{
+    Condition, Consistency, Deleted, Entry, MemberHealth, Operation, OperationOutcome, ReadOptions, ScanItem,
+    ScanOptions, WriteOptions, Written,
+};
