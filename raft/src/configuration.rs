@@ -1,0 +1,158 @@
+//! Who is in the group, and what a quorum of it is.
+//!
+//! A joint configuration has two sets of voters, and a quorum of it is a majority of each: for votes, commits,
+//! confirmed reads and leases alike (Ongaro and Ousterhout 2014, section 6). Everything that counts replicas
+//! goes through this file, so that no place can forget the second majority.
+
+use std::collections::BTreeSet;
+
+use crate::types::ReplicaId;
+
+/// The members of a group.
+///
+/// Invariants: `voters` is not empty; `learners` shares no member with `voters`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// Who votes and counts; in a joint configuration, the incoming half.
+    pub voters: BTreeSet<ReplicaId>,
+    /// The outgoing half of a joint configuration; empty otherwise.
+    pub voters_outgoing: BTreeSet<ReplicaId>,
+    /// Who receives the log but neither votes nor counts.
+    pub learners: BTreeSet<ReplicaId>,
+}
+
+/// Where an election stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VoteResult {
+    /// A quorum granted.
+    Won,
+    /// No quorum can grant any more.
+    Lost,
+    /// Open.
+    Pending,
+}
+
+impl Configuration {
+    /// A plain configuration of these voters and learners.
+    pub fn new(
+        voters: impl IntoIterator<Item = ReplicaId>,
+        learners: impl IntoIterator<Item = ReplicaId>,
+    ) -> Self {
+        Configuration {
+            voters: voters.into_iter().collect(),
+            voters_outgoing: BTreeSet::new(),
+            learners: learners.into_iter().collect(),
+        }
+    }
+
+    /// Whether `id` votes, in either half.
+    pub fn is_voter(&self, id: ReplicaId) -> bool {
+        self.voters.contains(&id) || self.voters_outgoing.contains(&id)
+    }
+
+    /// Whether two majorities are needed.
+    pub fn is_joint(&self) -> bool {
+        !self.voters_outgoing.is_empty()
+    }
+
+    /// Whether `id` is the one and only voter.
+    pub fn is_sole_voter(&self, id: ReplicaId) -> bool {
+        self.all_voters().eq([id])
+    }
+
+    /// Every voter of both halves, once, in order.
+    pub fn all_voters(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.voters.union(&self.voters_outgoing).copied()
+    }
+
+    /// Every member, voters and learners, once, in order.
+    pub fn members(&self) -> BTreeSet<ReplicaId> {
+        self.all_voters().chain(self.learners.iter().copied()).collect()
+    }
+
+    /// Whether those for whom `holds` is true are a quorum.
+    pub fn is_quorum(&self, mut holds: impl FnMut(ReplicaId) -> bool) -> bool {
+        self.quorum_value(|id| u8::from(holds(id))) == 1
+    }
+
+    /// The greatest value that a quorum has reached: each voter has reached `value_of(voter)` and everything below.
+    pub fn quorum_value<T: Ord + Copy>(&self, mut value_of: impl FnMut(ReplicaId) -> T) -> T {
+        let incoming = majority_value(&self.voters, &mut value_of);
+        if self.is_joint() {
+            incoming.min(majority_value(&self.voters_outgoing, &mut value_of))
+        } else {
+            incoming
+        }
+    }
+
+    pub(crate) fn vote_result(&self, vote_of: impl Fn(ReplicaId) -> Option<bool>) -> VoteResult {
+        if self.is_quorum(|id| vote_of(id) == Some(true)) {
+            VoteResult::Won
+        } else if self.is_quorum(|id| vote_of(id) != Some(false)) {
+            VoteResult::Pending
+        } else {
+            VoteResult::Lost
+        }
+    }
+}
+
+fn majority_value<T: Ord + Copy>(
+    voters: &BTreeSet<ReplicaId>,
+    value_of: &mut impl FnMut(ReplicaId) -> T,
+) -> T {
+    let mut values: Vec<T> = voters.iter().map(|id| value_of(*id)).collect();
+    assert!(!values.is_empty(), "a group has at least one voter");
+    values.sort_unstable_by(|a, b| b.cmp(a));
+    // The k-th greatest with k = majority: that many voters have reached it.
+    values[voters.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(numbers: &[u64]) -> BTreeSet<ReplicaId> {
+        numbers.iter().map(|number| ReplicaId(*number)).collect()
+    }
+
+    #[test]
+    fn a_majority_is_more_than_half() {
+        for (count, reached, expected) in [
+            (1, 0, false),
+            (1, 1, true),
+            (2, 1, false),
+            (3, 1, false),
+            (3, 2, true),
+            (4, 2, false),
+            (5, 3, true),
+        ] {
+            let configuration = Configuration::new((1..=count).map(ReplicaId), []);
+            assert_eq!(configuration.is_quorum(|id| id.0 <= reached), expected, "{reached} of {count}");
+        }
+    }
+
+    #[test]
+    fn a_joint_quorum_is_two_majorities() {
+        let configuration = Configuration {
+            voters: ids(&[1, 2, 3]),
+            voters_outgoing: ids(&[3, 4, 5]),
+            learners: BTreeSet::new(),
+        };
+        assert!(!configuration.is_quorum(|id| id.0 <= 3));
+        assert!(configuration.is_quorum(|id| id.0 == 1 || id.0 == 3 || id.0 == 5));
+        assert_eq!(configuration.quorum_value(|id| 10 * id.0), 20);
+        let votes = |id: ReplicaId| match id.0 {
+            1 | 2 => Some(true),
+            4 | 5 => Some(false),
+            _ => None,
+        };
+        assert_eq!(configuration.vote_result(votes), VoteResult::Lost);
+    }
+
+    #[test]
+    fn learners_do_not_count() {
+        let configuration = Configuration::new([ReplicaId(1), ReplicaId(2)], [ReplicaId(3)]);
+        assert!(!configuration.is_quorum(|id| id.0 != 1));
+        assert_eq!(configuration.members(), ids(&[1, 2, 3]));
+    }
+}
