@@ -1,1 +1,40 @@
-//! Framed connections, TLS, the peer pool.
+//! Framed connections, TLS, the peer pool: how bytes become frames between nodes and with clients.
+//!
+//! Everything is generic over [`NetRuntime`], the part of `krita_runtime::Runtime` that a connection needs, and
+//! belongs to one core. Three ways in:
+//!
+//! - [`accept`](accept::accept) takes a socket that was just accepted: it finds out what speaks (TLS, native,
+//!   something else), which core is wanted, and ends with a [`Connection`] and its hello, or with the socket on
+//!   its way to another core, or with a refusal that the other side can read.
+//! - [`connect`](connect::connect) is the other side of it.
+//! - [`PeerPool`] keeps connections to the cores of other nodes alive, carries Raft's one-way bursts and
+//!   request/response exchanges with deadlines.
+//!
+//! What is deliberately absent: who may do what. A token or a cluster's name in a hello is judged by the node,
+//! which then answers with [`Connection::accept`] or [`Connection::refuse`]. Gossip and HTTP get modules of their
+//! own here, beside [`peer`], when their issues come; [`accept::classify`] tells HTTP apart already.
+
+pub mod accept;
+pub mod certificates;
+pub mod connect;
+pub mod connection;
+mod outgoing;
+pub mod peer;
+pub mod tls;
+mod transport;
+mod waiting;
+
+use krita_runtime::{Clock, Network, Rng, Spawn};
+
+pub use accept::{AcceptError, AcceptFailure, AcceptOptions, Accepted, Incoming, accept};
+pub use connect::{ConnectError, ConnectOptions, connect};
+pub use connection::{Connection, ConnectionOptions, FrameReceiver, ReceiveError};
+pub use krita_proto::routing::{core_of_server_name, server_name_for_core};
+pub use outgoing::{FrameSender, SendError};
+pub use peer::{LinkEvent, LinkState, PeerLink, PeerOptions, PeerPool, RequestError};
+pub use tls::{TlsConfig, TlsError};
+
+/// What a connection asks of the world: every `krita_runtime::Runtime` gives it.
+pub trait NetRuntime: Clock + Network + Rng + Spawn + Clone + 'static {}
+
+impl<R: Clock + Network + Rng + Spawn + Clone + 'static> NetRuntime for R {}

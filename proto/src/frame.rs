@@ -67,6 +67,9 @@ const BUFFER_BYTES_ON_CREDIT: usize = 1024 * 1024;
 const _: () = assert!(BODY_BYTES_MAX + HEADER_BYTES_COUNTED < u32::MAX as usize);
 const _: () = assert!(SPACE_BYTES_MIN >= HEADER_BYTES && HELLO_BODY_BYTES_MAX <= BODY_BYTES_MAX);
 
+/// Kinds from here on are for nodes only.
+const FIRST_KIND_BETWEEN_NODES: u8 = 64;
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $role:ident;)*) => {
         /// What a frame carries. The numbers are stable for ever; `docs/protocol.md` holds the same table.
@@ -93,6 +96,11 @@ macro_rules! kinds {
                 match self {
                     $(Self::$name => stringify!($name),)*
                 }
+            }
+
+            /// Only nodes may send it: a connection that has not shown itself to be a node's is closed for it.
+            pub const fn is_between_nodes(self) -> bool {
+                self as u8 >= FIRST_KIND_BETWEEN_NODES
             }
 
             /// What part the kind plays in a conversation.
