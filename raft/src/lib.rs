@@ -2,9 +2,17 @@
 
 mod config;
 mod configuration;
+mod core;
+mod election;
+mod follower;
+mod leader;
+mod log;
 mod message;
+mod progress;
 mod raft;
+mod random;
 mod ready;
+mod rounds;
 mod status;
 mod types;
 

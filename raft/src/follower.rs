@@ -1,0 +1,149 @@
+//! The follower: what it takes from its leader, and how it falls silent with it.
+
+use crate::message::{AppendAnswer, Body};
+use crate::raft::{Raft, Role};
+use crate::types::{Entry, Index, Payload, Position, ReplicaId, Round, Term};
+
+/// An append, taken apart.
+pub(crate) struct Append<P> {
+    pub(crate) previous: Position,
+    pub(crate) commit: Index,
+    pub(crate) entries: Vec<Entry<P>>,
+    pub(crate) round: Round,
+}
+
+impl<P> Append<P> {
+    /// Contiguous from `previous`, terms ascending, none beyond the sender's. Anything else is not from a leader.
+    fn is_well_formed(&self, term: Term) -> bool {
+        let mut before = self.previous;
+        for entry in &self.entries {
+            if entry.index != before.index.next() || entry.term < before.term {
+                return false;
+            }
+            before = Position { index: entry.index, term: entry.term };
+        }
+        before.term <= term
+    }
+}
+
+impl<P: Payload> Raft<P> {
+    /// The leader of the current term speaks. False if it cannot be the leader.
+    pub(crate) fn hear_leader(&mut self, from: ReplicaId) -> bool {
+        match &self.role {
+            // Two leaders in a term: the sender is not what it says.
+            Role::Leader(_) => return false,
+            Role::Follower(follower) if follower.leader == Some(from) => {}
+            Role::Follower(follower) if follower.leader.is_some() => return false,
+            Role::Follower(_) | Role::Candidate(_) => self.become_follower(Some(from)),
+        }
+        self.core.heard_at = Some(self.core.now);
+        let election_due = self.core.next_election();
+        if let Role::Follower(follower) = &mut self.role {
+            follower.election_due = election_due;
+            follower.quiesced = false;
+        }
+        true
+    }
+
+    pub(crate) fn append(&mut self, from: ReplicaId, append: Append<P>) {
+        if !append.is_well_formed(self.core.term()) || !self.hear_leader(from) {
+            return;
+        }
+        let core = &mut self.core;
+        if core.installing.is_some() {
+            return;
+        }
+        let round = append.round;
+        let previous = append.previous;
+        if previous.index < core.log.commit() {
+            // Old news. What is committed is equal everywhere, so it can be acknowledged at once.
+            let matched = core.log.commit();
+            core.send_after(from, Body::AppendReply { round, answer: AppendAnswer::Accepted { matched } });
+            return;
+        }
+        if !core.log.contains(previous) {
+            let hint = core.log.last_at_most(previous.index.min(core.log.last()), previous.term);
+            let answer = AppendAnswer::Rejected {
+                rejected_index: previous.index,
+                hint_index: hint.index,
+                hint_term: hint.term,
+            };
+            core.send(from, Body::AppendReply { round, answer });
+            return;
+        }
+        let matched = Index(previous.index.0 + append.entries.len() as u64);
+        for entry in append.entries {
+            match core.log.term_of(entry.index) {
+                Some(term) if term == entry.term => {}
+                Some(_) => {
+                    core.truncate(entry.index.previous());
+                    core.log.append(entry);
+                }
+                None => core.log.append(entry),
+            }
+        }
+        core.log.set_commit(append.commit.min(matched));
+        core.send_after(from, Body::AppendReply { round, answer: AppendAnswer::Accepted { matched } });
+    }
+
+    pub(crate) fn heartbeat(&mut self, from: ReplicaId, commit: Index, round: Round) {
+        if !self.hear_leader(from) {
+            return;
+        }
+        let core = &mut self.core;
+        if core.installing.is_none() {
+            // The leader never names more than this replica has acknowledged to it.
+            core.log.set_commit(commit.min(core.log.last()));
+        }
+        core.send(from, Body::HeartbeatReply { round });
+    }
+
+    pub(crate) fn timeout_now(&mut self, from: ReplicaId) {
+        let core = &self.core;
+        let able = core.configuration.is_voter(core.id()) && core.installing.is_none();
+        if able && self.leader() == Some(from) && !matches!(self.role, Role::Leader(_)) {
+            self.become_candidate(true);
+        }
+    }
+
+    pub(crate) fn quiesce(&mut self, from: ReplicaId, last: Position) {
+        if !self.hear_leader(from) {
+            return;
+        }
+        let core = &mut self.core;
+        let agreed =
+            core.installing.is_none() && core.last_position() == last && core.log.durable() == last.index;
+        if agreed {
+            // The leader asks only when everything is committed.
+            core.log.set_commit(last.index);
+            if let Role::Follower(follower) = &mut self.role {
+                follower.quiesced = true;
+            }
+        }
+        core.send(from, Body::QuiesceReply { agreed });
+    }
+
+    /// Somebody wants to campaign. If the group is silent, its leader is not to blame for that: it gets time to
+    /// speak again before anyone here helps to replace it.
+    pub(crate) fn hear_candidate(&mut self) {
+        match &mut self.role {
+            Role::Leader(leader) => leader.wake(&mut self.core),
+            Role::Follower(follower) if follower.quiesced => {
+                self.core.heard_at = Some(self.core.now);
+                follower.quiesced = false;
+                follower.election_due = self.core.next_election();
+            }
+            Role::Follower(_) | Role::Candidate(_) => {}
+        }
+    }
+
+    /// Starts the election timer of a silent group's follower. Returns its leader if it was silent.
+    pub(crate) fn wake_follower(&mut self) -> Option<ReplicaId> {
+        let Role::Follower(follower) = &mut self.role else { return None };
+        if !std::mem::take(&mut follower.quiesced) {
+            return None;
+        }
+        follower.election_due = self.core.next_election();
+        follower.leader
+    }
+}
