@@ -55,7 +55,7 @@ pub enum Verdict {
     /// Every key's history has an explanation.
     Linearizable(Effort),
     /// One key's history has none. The first such key in key order.
-    Violation(Violation),
+    Violation(Box<Violation>),
     /// No key was found wrong, but this one exceeded [`Limits::steps_max`].
     Undetermined {
         /// The key.
@@ -126,7 +126,7 @@ pub fn check_with(history: &History, limits: Limits) -> Verdict {
         effort.steps += steps;
         match found {
             Found::Order => {}
-            Found::Nothing => return Verdict::Violation(report::explain(key, &operations, limits)),
+            Found::Nothing => return Verdict::Violation(Box::new(report::explain(key, &operations, limits))),
             Found::TooHard if undetermined.is_none() => {
                 let (key, operations) = (key.clone(), problem.calls.len());
                 undetermined = Some(Verdict::Undetermined { key, operations });
