@@ -191,8 +191,9 @@ impl Authenticator {
             return Err(AuthError::Unknown);
         }
         let digest = TokenDigest::of(token);
-        let found =
-            grants.iter().fold(None, |found, grant| if grant.digest == digest { Some(grant.role) } else { found });
+        let found = grants
+            .iter()
+            .fold(None, |found, grant| if grant.digest == digest { Some(grant.role) } else { found });
         found.ok_or(AuthError::Unknown)
     }
 }
@@ -238,7 +239,8 @@ mod tests {
     #[test]
     fn secrets_do_not_show_in_debug_output() {
         let token = Token::generate(&[7; 32]);
-        let shown = format!("{token:?} {:?} {:?}", token.digest(), Authenticator::with_admin_token(token.digest()));
+        let shown =
+            format!("{token:?} {:?} {:?}", token.digest(), Authenticator::with_admin_token(token.digest()));
         assert!(!shown.contains(token.reveal()) && !shown.contains(&token.digest().to_hex()));
     }
 }

@@ -63,7 +63,12 @@ const _: () = {
     assert!(OPERATIONS_MAX <= u16::MAX as usize);
     assert!(ENTRY_BYTES_MAX <= u32::MAX as usize, "offsets within a payload are u32");
     assert!(
-        HEADER_BYTES + OPERATION_HEADER_BYTES + KEY_BYTES_MAX + VALUE_LENGTH_BYTES + CHECKSUM_BYTES + VALUE_BYTES_MAX
+        HEADER_BYTES
+            + OPERATION_HEADER_BYTES
+            + KEY_BYTES_MAX
+            + VALUE_LENGTH_BYTES
+            + CHECKSUM_BYTES
+            + VALUE_BYTES_MAX
             <= ENTRY_BYTES_MAX,
         "the longest key fits beside the longest value"
     );
@@ -445,8 +450,8 @@ fn decode_operation(reader: &mut Reader<'_>, operation: usize) -> Result<Operati
     let action = match kind {
         OPERATION_PUT => {
             let length = reader.u32("value length")? as usize;
-            let payload_offset = u32::try_from(reader.position)
-                .map_err(|_| CommandError::EntryLength(reader.position))?;
+            let payload_offset =
+                u32::try_from(reader.position).map_err(|_| CommandError::EntryLength(reader.position))?;
             let checksum = reader.u32("checksum")?;
             Action::Put(PutValue { value: reader.slice(length, "value")?, checksum, payload_offset })
         }
@@ -496,3 +501,6 @@ impl Reader<'_> {
         Ok(u64::from_le_bytes(self.array(field)?))
     }
 }
+
+#[cfg(test)]
+mod tests;
