@@ -1,0 +1,219 @@
+//! A driver as the contract wants it, over a disk that exists only in memory: what the scripts and the simulated
+//! group have in common. A crash loses what was not durable; a Ready's records become durable as one unit, in order.
+#![allow(dead_code)]
+
+use std::collections::VecDeque;
+
+use krita_raft::*;
+
+/// What a state machine holds: the command at each index it has applied, and so a register, the last of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    pub applied: Index,
+    pub applied_term: Term,
+    /// The index of the last command.
+    pub register: Index,
+    /// Folds everything applied, so that machines compare.
+    pub digest: u64,
+}
+
+impl Machine {
+    pub fn apply(&mut self, entry: &Entry<Vec<u8>>) {
+        assert_eq!(entry.index, self.applied.next(), "entries are applied in order");
+        self.applied = entry.index;
+        self.applied_term = entry.term;
+        if entry.kind == EntryKind::Command {
+            self.register = entry.index;
+        }
+        for byte in entry.payload.iter().chain(&entry.term.0.to_le_bytes()) {
+            self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    pub fn position(&self) -> Position {
+        Position { index: self.applied, term: self.applied_term }
+    }
+}
+
+/// What a crash leaves.
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    pub hard_state: HardState,
+    /// The entry before the first of `entries`.
+    pub start: Position,
+    pub entries: Vec<Entry<Vec<u8>>>,
+    /// A checkpoint; `start.index <= checkpoint.applied`.
+    pub checkpoint: Machine,
+    pub has_run: bool,
+}
+
+impl Disk {
+    pub fn last(&self) -> Index {
+        Index(self.start.index.0 + self.entries.len() as u64)
+    }
+
+    pub fn entry(&self, index: Index) -> Option<&Entry<Vec<u8>>> {
+        self.entries.get(index.0.checked_sub(self.start.index.0 + 1)? as usize)
+    }
+
+    pub fn truncate(&mut self, after: Index) {
+        self.entries.truncate(after.0.saturating_sub(self.start.index.0) as usize);
+    }
+
+    /// Whether a crash now would leave `entry`, or a state that contains it.
+    pub fn holds(&self, index: Index, term: Term) -> bool {
+        index <= self.start.index || self.entry(index).is_some_and(|entry| entry.term == term)
+    }
+
+    fn term_runs(&self) -> Vec<TermRun> {
+        let mut runs: Vec<TermRun> = Vec::new();
+        for entry in &self.entries {
+            if runs.last().is_none_or(|run| run.term != entry.term) {
+                runs.push(TermRun { first: entry.index, term: entry.term });
+            }
+        }
+        runs
+    }
+
+    pub fn restored(&self, configuration: Configuration) -> Restored {
+        Restored {
+            hard_state: self.hard_state,
+            configuration,
+            log_start: self.start,
+            terms: self.term_runs(),
+            last: self.last(),
+            applied: self.checkpoint.applied,
+            may_have_run_before: self.has_run,
+        }
+    }
+}
+
+/// Records on their way to the disk, and what may leave once they are there.
+pub struct Write {
+    pub number: ReadyNumber,
+    pub hard_state: Option<HardState>,
+    pub truncate_after: Option<Index>,
+    pub entries: Vec<Entry<Vec<u8>>>,
+    pub messages_after: Vec<Message<Vec<u8>>>,
+}
+
+impl Write {
+    pub fn has_records(&self) -> bool {
+        self.hard_state.is_some() || self.truncate_after.is_some() || !self.entries.is_empty()
+    }
+}
+
+/// A replica with its disk and state machine.
+pub struct Replica {
+    pub id: ReplicaId,
+    pub raft: Raft<Vec<u8>>,
+    pub disk: Disk,
+    pub writes: VecDeque<Write>,
+    pub machine: Machine,
+    pub apply_through: Index,
+}
+
+impl Replica {
+    pub fn start(config: Config, configuration: Configuration, disk: Disk, now: Time) -> Self {
+        let id = config.id;
+        let restored = disk.restored(configuration);
+        let raft = Raft::new(config, restored, now).expect("the disk is consistent");
+        let machine = disk.checkpoint.clone();
+        let apply_through = machine.applied;
+        let mut disk = disk;
+        disk.has_run = true;
+        Replica { id, raft, disk, writes: VecDeque::new(), machine, apply_through }
+    }
+
+    /// Queues the records of a Ready behind those before it, with what must wait for them.
+    pub fn take_records(&mut self, ready: &mut Ready<Vec<u8>>) {
+        assert!(ready.apply_through >= self.apply_through, "apply_through never decreases");
+        assert!(ready.apply_through <= ready.commit);
+        self.apply_through = ready.apply_through;
+        self.writes.push_back(Write {
+            number: ready.number,
+            hard_state: ready.hard_state.take(),
+            truncate_after: ready.truncate_after.take(),
+            entries: std::mem::take(&mut ready.entries),
+            messages_after: std::mem::take(&mut ready.messages_after),
+        });
+    }
+
+    /// The oldest queued records reach the disk.
+    pub fn complete_write(&mut self) -> Option<Write> {
+        let mut write = self.writes.pop_front()?;
+        if let Some(hard_state) = write.hard_state {
+            let before = self.disk.hard_state;
+            assert!(hard_state.term >= before.term && hard_state.commit >= before.commit);
+            assert!(
+                hard_state.term > before.term || before.vote.is_none() || hard_state.vote == before.vote,
+                "a vote is given once in a term"
+            );
+            self.disk.hard_state = hard_state;
+        }
+        if let Some(after) = write.truncate_after {
+            assert!(after >= self.disk.checkpoint.applied, "a checkpoint is never truncated");
+            self.disk.truncate(after);
+        }
+        for entry in std::mem::take(&mut write.entries) {
+            assert_eq!(entry.index, self.disk.last().next(), "the log on disk has no gaps");
+            self.disk.entries.push(entry);
+        }
+        Some(write)
+    }
+
+    /// Applies all that may be applied; returns what was.
+    pub fn apply(&mut self) -> Vec<Entry<Vec<u8>>> {
+        let mut applied = Vec::new();
+        while self.machine.applied < self.apply_through {
+            let index = self.machine.applied.next();
+            let entry = self.disk.entry(index).expect("only what is durable here is applied").clone();
+            self.machine.apply(&entry);
+            applied.push(entry);
+        }
+        if !applied.is_empty() {
+            self.raft.applied(self.machine.applied);
+        }
+        applied
+    }
+
+    /// Writes a checkpoint, and drops the log before it but for `keep` entries.
+    pub fn checkpoint(&mut self, keep: u64) {
+        self.disk.checkpoint = self.machine.clone();
+        let first = Index((self.machine.applied.0 + 1).saturating_sub(keep).max(self.disk.start.index.0 + 1));
+        let before = first.previous();
+        if before > self.disk.start.index {
+            let term = self.disk.entry(before).expect("what is applied is in the log").term;
+            let drop = (before.0 - self.disk.start.index.0) as usize;
+            self.disk.entries.drain(..drop);
+            self.disk.start = Position { index: before, term };
+            self.raft.log_truncated_before(first);
+        }
+    }
+
+    /// A snapshot that was begun replaces log and state, as one unit.
+    pub fn install(&mut self, machine: Machine, configuration: Configuration, now: Time) {
+        assert!(self.writes.is_empty(), "records of earlier Readies are written first");
+        self.disk.start = machine.position();
+        self.disk.entries.clear();
+        self.disk.checkpoint = machine.clone();
+        self.raft.snapshot_installed(now, SnapshotMeta { position: machine.position(), configuration });
+        self.apply_through = machine.applied;
+        self.machine = machine;
+    }
+
+    /// What the log on disk, or on its way there, holds for a [`LogLoad`].
+    pub fn load(&self, load: &LogLoad) -> Vec<Entry<Vec<u8>>> {
+        let mut bytes = 0;
+        let mut entries = Vec::new();
+        for index in load.from.0..=load.through.0 {
+            let Some(entry) = self.disk.entry(Index(index)) else { break };
+            bytes += entry.cost();
+            if !entries.is_empty() && bytes > load.bytes_max {
+                break;
+            }
+            entries.push(entry.clone());
+        }
+        entries
+    }
+}
