@@ -1,141 +1,290 @@
 //! The seeded simulator: a whole cluster on one thread, in virtual time.
+//!
+//! A [`Simulation`] holds hosts; each has a disk, clocks and an address. [`Simulation::boot`] starts a node on
+//! a host, on as many cores as wished; [`Simulation::spawn_on`] starts a client or a script. They run on
+//! [`SimRuntime`], the simulator's [`crate::Runtime`], and cannot tell it from a machine, save that it is
+//! unkind: which ready task runs next, how long everything takes, how bytes are cut into reads and writes, and
+//! what a crash leaves of unflushed sectors are all drawn from the seed. The same seed replays the same run;
+//! [`Simulation::trace_hash`] tells whether it did.
+//!
+//! Time is virtual: it jumps from event to event. A poll of a task takes a moment of it
+//! ([`SimulationOptions::poll_time`]), so that a core can be busy.
+//!
+//! ```
+//! use std::time::Duration;
+//! use futures_util::io::{AsyncReadExt, AsyncWriteExt};
+//! use krita_runtime::sim::{Simulation, SimulationOptions};
+//! use krita_runtime::{Listener, Network};
+//!
+//! let simulation = Simulation::new(42, SimulationOptions::default());
+//! let server = simulation.add_host("server");
+//! let client = simulation.add_host("client");
+//! simulation.boot(server, 1, |runtime, _mesh: krita_runtime::sim::SimMesh<()>| async move {
+//!     let listener = runtime.listen("0.0.0.0:8080".parse().unwrap()).await.unwrap();
+//!     let mut stream = listener.accept().await.unwrap();
+//!     let mut question = [0; 4];
+//!     stream.read_exact(&mut question).await.unwrap();
+//!     stream.write_all(b"pong").await.unwrap();
+//! });
+//! let answer = simulation.block_on(client, |runtime| async move {
+//!     let limit = Duration::from_secs(5);
+//!     // The server may not listen yet.
+//!     let mut stream = loop {
+//!         match runtime.connect("server:8080", limit).await {
+//!             Ok(stream) => break stream,
+//!             Err(_) => krita_runtime::Clock::sleep(&runtime, Duration::from_millis(10)).await,
+//!         }
+//!     };
+//!     stream.write_all(b"ping").await.unwrap();
+//!     let mut answer = [0; 4];
+//!     stream.read_exact(&mut answer).await.unwrap();
+//!     answer
+//! });
+//! assert_eq!(&answer, b"pong");
+//! ```
+//!
+//! # Map
+//!
+//! `world` holds the shared state and the event loop; `executor` tasks and cores; `host` processes, clocks,
+//! crashes; `network` connections and links, `stream` what processes see of them; `storage` what is on a disk
+//! and what a crash leaves, `disk` the operations; `mesh` messages between cores; `runtime` the trait;
+//! [`control`] the faults.
 
 pub mod control;
+mod disk;
+mod executor;
+mod host;
+mod mesh;
+mod network;
 mod options;
 mod random;
+mod runtime;
 mod statistics;
+mod storage;
+mod stream;
+mod world;
 
 use std::cell::RefCell;
-
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::{CoreId, TaskClass};
+use host::{Host, ProcessKind};
+use world::World;
+
 pub use control::{DiskControl, NetworkControl};
+pub use disk::{SimBuffer, SimFile};
+pub use mesh::SimMesh;
 pub use options::{CrashOptions, DiskOptions, Latency, NetworkOptions, SimulationOptions, Survival};
 pub use random::Random;
+pub use runtime::SimRuntime;
 pub use statistics::Statistics;
+pub use stream::{SimHandoff, SimListener, SimStream};
+
+/// Simulated time after which [`Simulation::block_on`] gives up.
+const BLOCK_ON_LIMIT: Duration = Duration::from_secs(3600);
 
 /// A machine of the simulation, a node's or a client's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct HostId(pub u16);
 
 /// A simulated world. Everything in it is decided by the seed.
-pub struct Simulation {}
+///
+/// A clone is another handle to the same world, for scripts that break things from inside it. The world ends
+/// with the first handle, not with its clones.
+pub struct Simulation {
+    world: Rc<World>,
+    ends_world: bool,
+}
 
-/// One core of one process of a simulated host.
-#[derive(Clone)]
-pub struct SimRuntime {}
+impl Clone for Simulation {
+    fn clone(&self) -> Self {
+        Self { world: Rc::clone(&self.world), ends_world: false }
+    }
+}
 
-/// A core's endpoint on its node's mesh.
-pub struct SimMesh<M>(Rc<RefCell<Vec<M>>>);
+impl Drop for Simulation {
+    fn drop(&mut self) {
+        if self.ends_world {
+            self.world.end();
+        }
+    }
+}
 
-#[allow(unused_variables)]
 impl Simulation {
     /// A world without hosts.
     pub fn new(seed: u64, options: SimulationOptions) -> Self {
-        unimplemented!()
+        Self { world: World::new(seed, options), ends_world: true }
     }
+
     /// The seed.
     pub fn seed(&self) -> u64 {
-        unimplemented!()
+        self.world.seed
     }
+
     /// Adds a host with an empty disk. Its name resolves to its address, 10.0.0.1 for the first.
     pub fn add_host(&self, name: &str) -> HostId {
-        unimplemented!()
+        assert!(self.world.host_named(name).is_none(), "there is a host {name} already");
+        let id = HostId(self.world.hosts.borrow().len() as u16);
+        let host = Rc::new(Host::new(&self.world, id, name));
+        self.world.hosts.borrow_mut().push(host);
+        id
     }
+
     /// Starts a process on a host: `main` runs once on each core, with that core's runtime and mesh endpoint.
-    /// A core ends when its `main` does, and all its tasks with it.
+    /// A core ends when its `main` does, and all its tasks with it; a process ends with its last core. A
+    /// second process on one host is allowed, and competes for ports and locks.
     pub fn boot<M, F, Fut>(&self, host: HostId, cores: u16, main: F)
     where
         M: Send + 'static,
         F: Fn(SimRuntime, SimMesh<M>) -> Fut,
         Fut: Future<Output = ()> + 'static,
     {
-        unimplemented!()
+        let world = &self.world;
+        let process = world.start_process(&world.host(host), ProcessKind::Node, cores);
+        let cores = process.cores.borrow().clone();
+        let endpoints = SimMesh::connect(world, &cores, world.random.fork(process.id));
+        for (core, endpoint) in cores.into_iter().zip(endpoints) {
+            let future = main(SimRuntime::new(world, &core), endpoint);
+            let ending = (Rc::clone(world), Rc::clone(&core));
+            let until_end = async move {
+                future.await;
+                ending.0.end_core(&ending.1);
+            };
+            world.spawn(&core, TaskClass::Foreground, "main", Box::pin(until_end));
+        }
     }
-    /// Starts a task in the host's script process: one core of its own beside the node's, for client workloads
-    /// and tests of single parts. It dies with the host.
+
+    /// A runtime of the host's script process: one core of its own beside the node's, for client workloads
+    /// and tests of single parts. It dies with the host; after that, ask again.
+    pub fn runtime(&self, host: HostId) -> SimRuntime {
+        let world = &self.world;
+        let host = world.host(host);
+        let process = host.script().unwrap_or_else(|| world.start_process(&host, ProcessKind::Script, 1));
+        let core = Rc::clone(&process.cores.borrow()[usize::from(CoreId(0).0)]);
+        SimRuntime::new(world, &core)
+    }
+
+    /// Starts a task in the host's script process (see [`Self::runtime`]).
     pub fn spawn_on<F, Fut>(&self, host: HostId, main: F)
     where
         F: FnOnce(SimRuntime) -> Fut,
         Fut: Future<Output = ()> + 'static,
     {
-        unimplemented!()
+        let runtime = self.runtime(host);
+        let future = main(runtime.clone());
+        crate::Spawn::spawn(&runtime, TaskClass::Foreground, "script", future);
     }
+
     /// Runs a future in the host's script process and the world with it, until it completes. Panics after an
-    /// hour of simulated time, or if the host crashes.
+    /// hour of simulated time.
     pub fn block_on<F, Fut>(&self, host: HostId, main: F) -> Fut::Output
     where
         F: FnOnce(SimRuntime) -> Fut,
         Fut: Future + 'static,
         Fut::Output: 'static,
     {
-        unimplemented!()
+        let output = Rc::new(RefCell::new(None));
+        let result = Rc::clone(&output);
+        self.spawn_on(host, |runtime| {
+            let future = main(runtime);
+            async move {
+                let value = future.await;
+                *result.borrow_mut() = Some(value);
+            }
+        });
+        self.run_until(BLOCK_ON_LIMIT, || output.borrow().is_some());
+        let value = output.borrow_mut().take();
+        value.unwrap_or_else(|| {
+            panic!("the future did not complete within {BLOCK_ON_LIMIT:?} (seed {})", self.seed())
+        })
     }
-    /// Power loss: see [`CrashOptions`].
+
+    /// Power loss: all tasks are gone at once; what was not flushed is kept, lost or torn by sectors (see
+    /// [`CrashOptions`]). The host stays off until a process is started on it.
     pub fn crash(&self, host: HostId) {
-        unimplemented!()
+        self.world.crash_host(&self.world.host(host));
     }
-    /// SIGKILL of all the host's processes: what was written stays, flushed or not.
+
+    /// SIGKILL of all the host's processes: what was written stays, flushed or not, and peers see their
+    /// connections closed or reset.
     pub fn kill(&self, host: HostId) {
-        unimplemented!()
+        self.world.kill_host(&self.world.host(host));
     }
+
     /// Whether a process that [`Self::boot`] started has a core left on this host.
     pub fn is_running(&self, host: HostId) -> bool {
-        unimplemented!()
+        let host = self.world.host(host);
+        let processes = host.processes.borrow();
+        processes.iter().any(|process| process.kind == ProcessKind::Node)
     }
-    /// SIGSTOP: the host's tasks do not run; time goes on.
+
+    /// SIGSTOP: the host's tasks do not run; time goes on, timers come due, bytes arrive.
     pub fn pause(&self, host: HostId) {
-        unimplemented!()
+        self.world.host(host).paused.set(true);
     }
+
     /// SIGCONT.
     pub fn resume(&self, host: HostId) {
-        unimplemented!()
+        self.world.resume_host(&self.world.host(host));
     }
+
     /// Steps a host's wall clock, in milliseconds.
     pub fn step_wall_clock(&self, host: HostId, milliseconds: i64) {
-        unimplemented!()
+        self.world.host(host).step_wall_clock(milliseconds);
     }
+
     /// Sets the rate error of a host's clocks, in parts per million.
     pub fn set_clock_drift(&self, host: HostId, ppm: i32) {
-        unimplemented!()
+        self.world.host(host).set_drift(self.world.now(), ppm);
     }
+
     /// Lets simulated time pass.
     pub fn run_for(&self, duration: Duration) {
-        unimplemented!()
+        self.run_until(duration, || false);
     }
-    /// Runs until `condition` holds (true) or `limit` has passed (false).
+
+    /// Runs until `condition` holds (true) or `limit` has passed (false). The condition is tried after every
+    /// event: keep it cheap.
     pub fn run_until(&self, limit: Duration, condition: impl FnMut() -> bool) -> bool {
-        unimplemented!()
+        let end = self.world.now().saturating_add(random::nanoseconds(limit));
+        self.world.run(end, condition)
     }
+
     /// Simulated time since the world's beginning.
     pub fn now(&self) -> Duration {
-        unimplemented!()
+        Duration::from_nanos(self.world.now())
     }
-    /// A generator for the test's own decisions, from the same seed.
+
+    /// A generator for the test's own decisions, from the same seed. Each call gives another one.
     pub fn random(&self) -> Random {
-        unimplemented!()
+        self.world.random.fork(0)
     }
+
     /// The network's switches.
     pub fn network(&self) -> NetworkControl {
-        unimplemented!()
+        NetworkControl { world: Rc::clone(&self.world) }
     }
+
     /// A host's disk and its switches.
     pub fn disk(&self, host: HostId) -> DiskControl {
-        unimplemented!()
+        DiskControl { world: Rc::clone(&self.world), host: self.world.host(host) }
     }
+
     /// What has happened so far.
     pub fn statistics(&self) -> Statistics {
-        unimplemented!()
+        self.world.statistics()
     }
+
     /// A hash of every scheduling decision so far: equal for equal seeds and equal programs.
     pub fn trace_hash(&self) -> u64 {
-        unimplemented!()
+        self.world.trace_hash()
     }
+
     /// The address of a port of a host.
     pub fn address(&self, host: HostId, port: u16) -> SocketAddr {
-        unimplemented!()
+        SocketAddr::new(self.world.host(host).address, port)
     }
 }

@@ -2,150 +2,224 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
+use super::disk::DiskState;
+use super::host::Host;
+use super::network::{Connection, Side};
+use super::random::nanoseconds;
+use super::storage::{Inode, normalize};
+use super::world::World;
 use super::{CrashOptions, HostId, Latency};
 
 /// The network's switches.
-pub struct NetworkControl {}
+#[derive(Clone)]
+pub struct NetworkControl {
+    pub(crate) world: Rc<World>,
+}
 
-#[allow(unused_variables)]
 impl NetworkControl {
     /// Cuts two hosts off from each other. Bytes on their way are held until [`Self::heal`]; a connection on
     /// which bytes have waited too long breaks at the side that sent them.
     pub fn partition(&self, a: HostId, b: HostId) {
-        unimplemented!()
+        self.partition_one_way(a, b);
+        self.partition_one_way(b, a);
     }
+
     /// Cuts one direction only.
     pub fn partition_one_way(&self, from: HostId, to: HostId) {
-        unimplemented!()
+        self.world.network.cut.borrow_mut().insert((from, to));
     }
+
     /// Cuts a host off from every other, those added later included.
     pub fn isolate(&self, host: HostId) {
-        unimplemented!()
+        self.world.network.isolated.borrow_mut().insert(host);
     }
+
     /// Mends both directions between two hosts.
     pub fn heal(&self, a: HostId, b: HostId) {
-        unimplemented!()
+        let network = &self.world.network;
+        network.cut.borrow_mut().retain(|link| *link != (a, b) && *link != (b, a));
+        self.world.network_changed();
     }
+
     /// Mends everything.
     pub fn heal_all(&self) {
-        unimplemented!()
+        let network = &self.world.network;
+        network.cut.borrow_mut().clear();
+        network.isolated.borrow_mut().clear();
+        self.world.network_changed();
     }
+
     /// The one-way delay of every link that has none of its own.
     pub fn set_latency(&self, latency: Latency) {
-        unimplemented!()
+        self.world.network.options.borrow_mut().latency = latency;
     }
+
     /// The delay of one direction between two hosts; `None` for the default.
     pub fn set_link_latency(&self, from: HostId, to: HostId, latency: Option<Latency>) {
-        unimplemented!()
+        let mut links = self.world.network.link_latency.borrow_mut();
+        match latency {
+            Some(latency) => links.insert((from, to), latency),
+            None => links.remove(&(from, to)),
+        };
     }
+
     /// The chance per write of a retransmission, which stalls the stream.
     pub fn set_loss_chance(&self, chance: f64) {
-        unimplemented!()
+        self.world.network.options.borrow_mut().loss_chance = chance;
     }
+
     /// The chance per write of a reset after a part of its bytes.
     pub fn set_reset_chance(&self, chance: f64) {
-        unimplemented!()
+        self.world.network.options.borrow_mut().reset_chance = chance;
     }
+
     /// Resets every connection between two hosts, in the middle of whatever is on its way; returns how many.
     pub fn reset_connections(&self, a: HostId, b: HostId) -> usize {
-        unimplemented!()
+        let connections: Vec<_> = self.world.network.connections.borrow().values().cloned().collect();
+        let between = |connection: &&Rc<Connection>| {
+            let hosts = Side::BOTH.map(|side| connection.end(side).host);
+            hosts == [a, b] || hosts == [b, a]
+        };
+        connections.iter().filter(between).map(|connection| self.world.reset_now(connection)).count()
     }
+
     /// The address of a host.
     pub fn address(&self, host: HostId) -> IpAddr {
-        unimplemented!()
+        self.world.host(host).address
     }
 }
 
 /// One host's disk and its switches. It survives crashes and boots.
-pub struct DiskControl {}
+#[derive(Clone)]
+pub struct DiskControl {
+    pub(crate) world: Rc<World>,
+    pub(crate) host: Rc<Host>,
+}
 
-#[allow(unused_variables)]
 impl DiskControl {
     /// Adds a delay to every operation; zero for a healthy disk.
     pub fn slow(&self, delay: Duration) {
-        unimplemented!()
+        self.disk().faults.borrow_mut().delay = nanoseconds(delay);
     }
+
     /// From now on no operation completes, until [`Self::unhang`].
     pub fn hang(&self) {
-        unimplemented!()
+        self.disk().faults.borrow_mut().hanging = true;
     }
+
     /// Lets operations complete again, those in flight included.
     pub fn unhang(&self) {
-        unimplemented!()
+        self.disk().unhang(&self.world);
     }
+
     /// The next `count` reads fail.
     pub fn fail_reads(&self, count: u32) {
-        unimplemented!()
+        self.disk().faults.borrow_mut().failing_reads = count;
     }
+
     /// The next `count` writes fail, leaving any mixture of old and new sectors.
     pub fn fail_writes(&self, count: u32) {
-        unimplemented!()
+        self.disk().faults.borrow_mut().failing_writes = count;
     }
+
     /// The next `count` flushes (of files or directories) fail. What they should have flushed is durable or
     /// not by seed, and no later flush mends it.
     pub fn fail_syncs(&self, count: u32) {
-        unimplemented!()
+        self.disk().faults.borrow_mut().failing_syncs = count;
     }
+
     /// Whether every operation fails.
     pub fn fail_all(&self, failing: bool) {
-        unimplemented!()
+        self.disk().faults.borrow_mut().failing = failing;
     }
+
     /// The most bytes that files may take; beyond it writes fail with `StorageFull`.
     pub fn set_capacity(&self, bytes: Option<u64>) {
-        unimplemented!()
+        self.disk().options.borrow_mut().capacity_bytes = bytes;
+        self.disk().storage.borrow_mut().capacity_bytes = bytes;
     }
+
     /// Acknowledges flushes and durable writes from now on without making anything durable.
     pub fn lie_about_syncs(&self, lying: bool) {
-        unimplemented!()
+        self.disk().faults.borrow_mut().lying = lying;
     }
+
     /// The next write succeeds and is forgotten.
     pub fn lose_next_write(&self) {
-        unimplemented!()
+        self.disk().faults.borrow_mut().lose_next_write = true;
     }
+
     /// The next write succeeds and lands `blocks` blocks away from where it should, in the same file.
     pub fn misdirect_next_write(&self, blocks: i64) {
-        unimplemented!()
+        self.disk().faults.borrow_mut().misdirect_next_write = Some(blocks);
     }
+
     /// Flips one bit of a file, in the cache and on the platter. Panics if the file has no such byte.
     pub fn flip_bit(&self, path: impl AsRef<Path>, offset: u64, bit: u8) {
-        unimplemented!()
+        let inode = self.inode(path.as_ref());
+        let byte = inode.read(offset, 1);
+        assert_eq!(byte.len(), 1, "{} has no byte {offset}", path.as_ref().display());
+        inode.overwrite(offset, &[byte[0] ^ (1 << bit)]);
     }
+
     /// Replaces bytes of a file, in the cache and on the platter, extending it if need be.
     pub fn overwrite(&self, path: impl AsRef<Path>, offset: u64, bytes: &[u8]) {
-        unimplemented!()
+        self.inode(path.as_ref()).overwrite(offset, bytes);
     }
+
     /// Cuts a file, in the cache and on the platter.
     pub fn truncate(&self, path: impl AsRef<Path>, length: u64) {
-        unimplemented!()
+        self.inode(path.as_ref()).truncate(length);
     }
+
     /// Removes a file durably.
     pub fn remove(&self, path: impl AsRef<Path>) {
-        unimplemented!()
+        let outcome = self.disk().storage.borrow_mut().erase(&normalize(path.as_ref()));
+        outcome.unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
     }
+
     /// All files as a process sees them now, sorted.
     pub fn files(&self) -> Vec<PathBuf> {
-        unimplemented!()
+        self.disk().storage.borrow().files()
     }
+
     /// A file as a process sees it now.
     pub fn read(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
-        unimplemented!()
+        let inode = self.disk().storage.borrow().file(&normalize(path.as_ref())).ok()?;
+        Some(inode.read(0, inode.length() as usize).to_vec())
     }
+
     /// A file as the worst crash would leave it: without anything unflushed.
     pub fn read_durable(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
-        unimplemented!()
+        let inode = self.disk().storage.borrow().durable_file(&normalize(path.as_ref()))?;
+        Some(inode.read_durable().to_vec())
     }
+
     /// Bytes taken by files.
     pub fn used_bytes(&self) -> u64 {
-        unimplemented!()
+        self.disk().storage.borrow().used_bytes()
     }
+
     /// What the next crashes of this host do.
     pub fn set_crash_options(&self, options: CrashOptions) {
-        unimplemented!()
+        self.host.crash_options.set(options);
     }
+
     /// Erases the disk: the host must not be running.
     pub fn wipe(&self) {
-        unimplemented!()
+        assert!(self.host.processes.borrow().is_empty(), "{} still runs", self.host.name);
+        self.disk().wipe();
+    }
+
+    fn disk(&self) -> &DiskState {
+        &self.host.disk
+    }
+
+    fn inode(&self, path: &Path) -> Rc<Inode> {
+        let found = self.disk().storage.borrow().file(&normalize(path));
+        found.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 }
