@@ -13,9 +13,14 @@ const LINES_MAX: usize = 700;
 /// Most characters of a line of Rust.
 const WIDTH_MAX: usize = 120;
 
+/// The same in a file that lays out a table by hand.
+const TABLE_WIDTH_MAX: usize = 150;
+
 /// Files that may sleep, each with its reason.
-const MAY_SLEEP: [(&str, &str); 1] =
-    [("tests/src/process.rs", "wait_until polls a process, within a bound: the one place where tests wait")];
+const MAY_SLEEP: [(&str, &str); 2] = [
+    ("tests/src/process.rs", "wait_until polls a process, within a bound: the one place where tests wait"),
+    ("xtask/src/planted.rs", "it polls a test with a planted bug, which may hang, within a bound"),
+];
 
 fn rust() -> Vec<SourceFile> {
     files(&[".rs"])
@@ -103,6 +108,8 @@ fn text_is_clean() {
     let mut findings = Vec::new();
     for file in files(&[".rs", ".md", ".toml", ".proto", ".yaml", ".yml", ".cff", ".sh", ".ci/run"]) {
         let path = &file.path;
+        let lays_out_a_table = file.text.contains("#[rustfmt::skip]");
+        let width_max = if lays_out_a_table { TABLE_WIDTH_MAX } else { WIDTH_MAX };
         if !file.text.ends_with('\n') || file.text.ends_with("\n\n") {
             findings.push(format!("{path}: end the file with one line feed"));
         }
@@ -113,8 +120,8 @@ fn text_is_clean() {
             if line.ends_with([' ', '\r']) {
                 findings.push(format!("{path}:{number}: trailing space: delete it"));
             }
-            if path.ends_with(".rs") && line.chars().count() > WIDTH_MAX {
-                findings.push(format!("{path}:{number}: longer than {WIDTH_MAX}: break the line"));
+            if path.ends_with(".rs") && line.chars().count() > width_max {
+                findings.push(format!("{path}:{number}: longer than {width_max}: break the line"));
             }
             if let Some(place) = machine.iter().find(|place| line.contains(*place)) {
                 findings.push(format!("{path}:{number}: a path of one machine ({place}): make it relative"));
