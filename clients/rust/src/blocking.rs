@@ -1,9 +1,12 @@
 //! The client for programs without an executor: the same calls, which block.
-#![allow(clippy::unimplemented, unused_variables)]
+
+use std::sync::Arc;
 
 use bytes::Bytes;
+use krita_proto::error::ErrorCode;
+use tokio::runtime::Runtime;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::types::{
     Deleted, Entry, MemberHealth, Operation, OperationOutcome, ReadOptions, ScanItem, ScanOptions,
@@ -11,30 +14,44 @@ use crate::types::{
 };
 use crate::v1;
 
-/// See [`crate::Client`]. Not for use inside an async task.
-#[derive(Clone)]
-pub struct Client {}
+/// See [`crate::Client`]; cheap to clone, usable from any thread. It has one thread of its own for the network.
+/// Not for use inside an async task: there the calls panic.
+#[derive(Clone, Debug)]
+pub struct Client {
+    client: crate::Client,
+    runtime: Arc<Runtime>,
+}
 
 /// See [`crate::Scan`]; an iterator.
-pub struct Scan {}
+pub struct Scan {
+    scan: crate::Scan,
+    runtime: Arc<Runtime>,
+}
 
 impl Iterator for Scan {
     type Item = Result<ScanItem>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        unimplemented!()
+        self.runtime.block_on(self.scan.next())
     }
 }
 
 impl Client {
     /// See [`crate::Client::connect`].
     pub fn connect(options: Options) -> Result<Self> {
-        unimplemented!()
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("kritaclient")
+            .enable_all()
+            .build()
+            .map_err(|error| Error::new(ErrorCode::Internal, format!("cannot start a thread: {error}")))?;
+        let client = runtime.block_on(crate::Client::connect(options))?;
+        Ok(Self { client, runtime: Arc::new(runtime) })
     }
 
     /// See [`crate::Client::put`].
     pub fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<Written> {
-        unimplemented!()
+        self.runtime.block_on(self.client.put(key, value))
     }
 
     /// See [`crate::Client::put_with`].
@@ -44,61 +61,67 @@ impl Client {
         value: impl Into<Bytes>,
         options: WriteOptions,
     ) -> Result<Written> {
-        unimplemented!()
+        self.runtime.block_on(self.client.put_with(key, value, options))
     }
 
     /// See [`crate::Client::get`].
     pub fn get(&self, key: impl Into<Bytes>) -> Result<Option<Entry>> {
-        unimplemented!()
+        self.runtime.block_on(self.client.get(key))
     }
 
     /// See [`crate::Client::get_with`].
     pub fn get_with(&self, key: impl Into<Bytes>, options: ReadOptions) -> Result<Option<Entry>> {
-        unimplemented!()
+        self.runtime.block_on(self.client.get_with(key, options))
     }
 
     /// See [`crate::Client::delete`].
     pub fn delete(&self, key: impl Into<Bytes>) -> Result<Deleted> {
-        unimplemented!()
+        self.runtime.block_on(self.client.delete(key))
     }
 
     /// See [`crate::Client::delete_with`].
     pub fn delete_with(&self, key: impl Into<Bytes>, options: WriteOptions) -> Result<Deleted> {
-        unimplemented!()
+        self.runtime.block_on(self.client.delete_with(key, options))
     }
 
     /// See [`crate::Client::batch`].
     pub fn batch(&self, operations: Vec<Operation>) -> Vec<Result<OperationOutcome>> {
-        unimplemented!()
+        self.runtime.block_on(self.client.batch(operations))
     }
 
     /// See [`crate::Client::put_many`].
     pub fn put_many(&self, pairs: Vec<(Bytes, Bytes)>) -> Vec<Result<Written>> {
-        unimplemented!()
+        self.runtime.block_on(self.client.put_many(pairs))
     }
 
     /// See [`crate::Client::get_many`].
     pub fn get_many(&self, keys: Vec<Bytes>) -> Vec<Result<Option<Entry>>> {
-        unimplemented!()
+        self.runtime.block_on(self.client.get_many(keys))
     }
 
     /// See [`crate::Client::scan`].
     pub fn scan(&self, options: ScanOptions) -> Scan {
-        unimplemented!()
+        // A scan keeps its fetches in tasks of the runtime, which it therefore keeps alive.
+        Scan { scan: self.client.scan(options), runtime: self.runtime.clone() }
     }
 
     /// See [`crate::Client::list_keys`].
     pub fn list_keys(&self, prefix: impl Into<Bytes>) -> Scan {
-        unimplemented!()
+        self.scan(ScanOptions::prefix(prefix).keys_only())
     }
 
     /// See [`crate::Client::cluster_status`].
     pub fn cluster_status(&self) -> Result<v1::ClusterStatusReply> {
-        unimplemented!()
+        self.runtime.block_on(self.client.cluster_status())
+    }
+
+    /// See [`crate::Client::node_status`].
+    pub fn node_status(&self, address: &str) -> Result<v1::NodeStatusReply> {
+        self.runtime.block_on(self.client.node_status(address))
     }
 
     /// See [`crate::Client::health`].
     pub fn health(&self) -> Result<Vec<MemberHealth>> {
-        unimplemented!()
+        self.runtime.block_on(self.client.health())
     }
 }

@@ -1,30 +1,59 @@
 //! The async client on tokio.
-#![allow(clippy::unimplemented, unused_variables)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use krita_proto::error::ErrorCode;
 
-use crate::error::Result;
+use crate::cluster::{Cluster, in_parallel, unexpected};
+use crate::core::batch::{Group, Plan, detached, outcome, plan_atomic, plan_pieces};
+use crate::core::call::CallKind;
+use crate::core::message::{Request, Response, check_key, check_value, condition_to_wire};
+use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::scan::Scan;
 use crate::types::{
-    Deleted, Entry, MemberHealth, Operation, OperationOutcome, ReadOptions, ScanOptions, WriteOptions,
-    Written,
+    Condition, Deleted, Entry, MemberHealth, Operation, OperationOutcome, ReadOptions, ScanOptions,
+    WriteOptions, Written,
 };
 use crate::v1;
 
-/// A connection to a cluster. Cheap to clone; usable from any task and thread.
+/// Batches of one call that are on their way at once.
+const BATCHES_AT_ONCE: usize = 128;
+
+/// How long a member may take to say how it is.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A connection to a cluster. Cheap to clone; usable from any task and thread of a tokio runtime.
+///
+/// Every call ends within its timeout. Reads are linearizable. A write that returns `Ok` is durable on a majority.
 #[derive(Clone)]
-pub struct Client {}
+pub struct Client {
+    cluster: Arc<Cluster>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("cluster_name", &self.cluster.options.cluster_name)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Client {
-    /// Connects to the first of the nodes that answers, and learns the cluster from it.
+    /// Connects to the first of the nodes that answers and accepts the token. The cluster's map is fetched by the
+    /// first call that needs it, so that a node which is still forming can be asked for its health.
     pub async fn connect(options: Options) -> Result<Self> {
-        unimplemented!()
+        let cluster = Arc::new(Cluster::new(options)?);
+        cluster.greet().await?;
+        Ok(Self { cluster })
     }
 
     /// Sets a key's value.
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<Written> {
-        unimplemented!()
+        self.put_with(key, value, WriteOptions::default()).await
     }
 
     /// Sets a key's value, with options.
@@ -34,66 +63,223 @@ impl Client {
         value: impl Into<Bytes>,
         options: WriteOptions,
     ) -> Result<Written> {
-        unimplemented!()
+        let (key, value) = (key.into(), value.into());
+        check_key(&key)?;
+        check_value(&value)?;
+        let condition = condition_to_wire(&options.condition)?;
+        let request = v1::Put { key: key.clone(), value, condition, request_id: None, timeout_ms: 0 };
+        let reply = self.write(&key, Request::Put(request), &options).await?;
+        Ok(Written { version: reply.version })
     }
 
     /// Reads a key; `None` = absent.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Entry>> {
-        unimplemented!()
+        self.get_with(key, ReadOptions::default()).await
     }
 
     /// Reads a key, with options.
     pub async fn get_with(&self, key: impl Into<Bytes>, options: ReadOptions) -> Result<Option<Entry>> {
-        unimplemented!()
+        let key = key.into();
+        check_key(&key)?;
+        let mut call = self.cluster.call(CallKind::Read, options.timeout);
+        let shard = self.cluster.with_topology(&mut call, |topology| topology.shard_of(&key)).await?;
+        let request = Request::Get(v1::Get { key, timeout_ms: 0 });
+        match self.cluster.run(call, CallKind::Read, shard, request).await? {
+            Response::Get(reply) => {
+                Ok(reply.found.then(|| Entry { value: detached(reply.value), version: reply.version }))
+            }
+            other => Err(unexpected(&other)),
+        }
     }
 
-    /// Removes a key.
+    /// Removes a key. Deleting an absent key is no error.
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<Deleted> {
-        unimplemented!()
+        self.delete_with(key, WriteOptions::default()).await
     }
 
     /// Removes a key, with options.
     pub async fn delete_with(&self, key: impl Into<Bytes>, options: WriteOptions) -> Result<Deleted> {
-        unimplemented!()
+        let key = key.into();
+        check_key(&key)?;
+        let condition = condition_to_wire(&options.condition)?;
+        let request = v1::Delete { key: key.clone(), condition, request_id: None, timeout_ms: 0 };
+        let reply = self.write(&key, Request::Delete(request), &options).await?;
+        Ok(Deleted { existed: reply.existed, version: reply.version })
     }
 
-    /// Many operations, grouped by shard and sent in parallel; atomic per shard. One result per operation, in order.
+    async fn write(&self, key: &[u8], request: Request, options: &WriteOptions) -> Result<v1::WriteReply> {
+        let condition_is_remembered = match options.condition {
+            Condition::None | Condition::IfVersion(_) => true,
+            Condition::IfValue(_) => false,
+        };
+        let kind = CallKind::Write { condition_is_remembered };
+        let mut call = self.cluster.call(kind, options.timeout);
+        let shard = self.cluster.with_topology(&mut call, |topology| topology.shard_of(key)).await?;
+        match self.cluster.run(call, kind, shard, request).await? {
+            Response::Write(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Many operations, grouped by shard and sent in parallel. Atomic per shard: of the operations on one shard all
+    /// are applied, or none. One result per operation, in order; if a shard's part fails, each of its operations
+    /// carries the reason. A key may come once.
     pub async fn batch(&self, operations: Vec<Operation>) -> Vec<Result<OperationOutcome>> {
-        unimplemented!()
+        self.grouped(operations, plan_atomic).await
     }
 
-    /// Many puts without atomicity, in pieces of good size, for loading. One result per pair, in order.
+    /// Many puts in pieces of good size, for loading: each piece stands or falls alone. One result per pair, in
+    /// order. A key may come once.
     pub async fn put_many(&self, pairs: Vec<(Bytes, Bytes)>) -> Vec<Result<Written>> {
-        unimplemented!()
+        let operations = pairs.into_iter().map(|(key, value)| Operation::put(key, value)).collect();
+        let results = self.grouped(operations, plan_pieces).await;
+        let written = results.into_iter().map(|result| match result? {
+            OperationOutcome::Put(written) => Ok(written),
+            OperationOutcome::Deleted { .. } | OperationOutcome::Got(_) => Err(mixed_up()),
+        });
+        written.collect()
     }
 
-    /// Many gets, in pieces of good size. One result per key, in order.
+    /// Many gets in pieces of good size. One result per key, in order; each piece is read at one moment. A key may
+    /// come once.
     pub async fn get_many(&self, keys: Vec<Bytes>) -> Vec<Result<Option<Entry>>> {
-        unimplemented!()
+        let operations = keys.into_iter().map(Operation::get).collect();
+        let results = self.grouped(operations, plan_pieces).await;
+        let entries = results.into_iter().map(|result| match result? {
+            OperationOutcome::Got(entry) => Ok(entry),
+            OperationOutcome::Put(_) | OperationOutcome::Deleted { .. } => Err(mixed_up()),
+        });
+        entries.collect()
     }
 
-    /// Keys and values of a range or prefix, ordered by key over all shards, fetched as they are read.
+    async fn grouped(
+        &self,
+        operations: Vec<Operation>,
+        plan: fn(&[Operation], u32) -> Plan,
+    ) -> Vec<Result<OperationOutcome>> {
+        let mut call = self.cluster.call(CallKind::Read, None);
+        let planned =
+            self.cluster.with_topology(&mut call, |topology| plan(&operations, topology.shard_count())).await;
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(error) => return operations.iter().map(|_| Err(error.clone())).collect(),
+        };
+        let sent = in_parallel(plan.groups, BATCHES_AT_ONCE, send_group, &self.cluster).await;
+        let mut results: BTreeMap<usize, Result<OperationOutcome>> =
+            plan.refused.into_iter().map(|(position, error)| (position, Err(error))).collect();
+        results.extend(sent.into_iter().flatten());
+        assert_eq!(results.len(), operations.len(), "each operation has one result");
+        results.into_values().collect()
+    }
+
+    /// Keys and values of a range or prefix, ordered by key over all shards, fetched as they are read. Each page of
+    /// a shard is read at one moment; a key that is written while the scan runs may be seen before or after.
+    ///
+    /// Memory: at most two pages per shard, see [`ScanOptions::page_items`].
     pub fn scan(&self, options: ScanOptions) -> Scan {
-        unimplemented!()
+        Scan::new(self.cluster.clone(), options)
     }
 
     /// Keys that begin with `prefix`, in order.
     pub fn list_keys(&self, prefix: impl Into<Bytes>) -> Scan {
-        unimplemented!()
+        self.scan(ScanOptions::prefix(prefix).keys_only())
     }
 
     /// Members and shards as the first node that answers knows them.
     pub async fn cluster_status(&self) -> Result<v1::ClusterStatusReply> {
-        unimplemented!()
+        self.cluster.fetch_status().await
     }
 
-    /// What the node at `address` says of itself.
+    /// What the node at `address` says of itself, its shards included.
     pub async fn node_status(&self, address: &str) -> Result<v1::NodeStatusReply> {
-        unimplemented!()
+        self.cluster.node_status(address, HEALTH_TIMEOUT).await
     }
 
-    /// What every member says of itself; one that does not answer is in the list, with the reason.
+    /// What every member says of itself, by node number. A member that does not answer is in the list, with the
+    /// reason. While the cluster has not formed, the nodes named in the options and their peers stand for it.
+    ///
+    /// Fails only where no node can be asked at all because the token or the configuration is refused.
     pub async fn health(&self) -> Result<Vec<MemberHealth>> {
-        unimplemented!()
+        let members = match self.cluster.fetch_status().await {
+            Ok(status) => status
+                .members
+                .into_iter()
+                .map(|member| (member.address, (member.node_number, member.node_id)))
+                .collect(),
+            Err(error @ (Error::Denied(_) | Error::Configuration(_))) => return Err(error),
+            Err(_) => self.named_nodes_and_peers().await?,
+        };
+        let mut health =
+            in_parallel(members.into_iter().collect(), BATCHES_AT_ONCE, ask_health, &self.cluster).await;
+        health.sort_by(|a, b| (a.node_number, &a.address).cmp(&(b.node_number, &b.address)));
+        Ok(health)
     }
+
+    /// Address to number and name, of all nodes that can be found without a map.
+    async fn named_nodes_and_peers(&self) -> Result<BTreeMap<String, (u32, String)>> {
+        let mut found = BTreeMap::new();
+        for address in self.cluster.options.nodes.clone() {
+            match self.cluster.node_status(&address, HEALTH_TIMEOUT).await {
+                Ok(status) => {
+                    let node = status.node.unwrap_or_default();
+                    // The node may be named by another address than it gives to others; one line is enough.
+                    let is_named = node.advertised_address.is_empty();
+                    let address = if is_named { address } else { node.advertised_address };
+                    found.insert(address, (node.node_number, node.node_id));
+                    for peer in status.peers {
+                        found.entry(peer.address).or_insert((peer.node_number, peer.node_id));
+                    }
+                }
+                Err(error @ (Error::Denied(_) | Error::Configuration(_))) => return Err(error),
+                Err(_) => {
+                    found.entry(address).or_insert((0, String::new()));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+async fn ask_health(cluster: Arc<Cluster>, member: (String, (u32, String))) -> MemberHealth {
+    let (address, (node_number, node_id)) = member;
+    let status = cluster.node_status(&address, HEALTH_TIMEOUT).await;
+    MemberHealth { node_number, node_id, address, status }
+}
+
+/// Sends one group; one result per operation, with its position in the caller's list.
+async fn send_group(cluster: Arc<Cluster>, group: Group) -> Vec<(usize, Result<OperationOutcome>)> {
+    let Group { shard, positions, operations, has_writes, has_value_conditions, .. } = group;
+    let kind = if has_writes {
+        CallKind::Write { condition_is_remembered: !has_value_conditions }
+    } else {
+        CallKind::Read
+    };
+    let call = cluster.call(kind, None);
+    let request =
+        Request::Batch(v1::Batch { shard, operations: operations.clone(), request_id: None, timeout_ms: 0 });
+    let error = match cluster.run(call, kind, shard, request).await {
+        Ok(Response::Batch(reply)) if reply.results.len() == operations.len() => {
+            let outcomes =
+                operations.iter().zip(reply.results).map(|(operation, result)| outcome(operation, result));
+            return positions.into_iter().zip(outcomes.map(Ok)).collect();
+        }
+        Ok(other) => unexpected(&other),
+        Err(error) => in_callers_terms(error, &positions),
+    };
+    positions.into_iter().map(|position| (position, Err(error.clone()))).collect()
+}
+
+/// The server counts operations within the group, the caller over the whole batch.
+fn in_callers_terms(error: Error, positions: &[usize]) -> Error {
+    match error {
+        Error::ConditionFailed { current_version, operation, detail } => {
+            let operation = positions.get(operation).copied().unwrap_or(operation);
+            Error::ConditionFailed { current_version, operation, detail }
+        }
+        other => other,
+    }
+}
+
+fn mixed_up() -> Error {
+    Error::new(ErrorCode::Internal, "the result is of another operation than was asked for")
 }

@@ -85,7 +85,6 @@ impl Error {
         }
     }
 
-    #[allow(dead_code, reason = "its callers come with the calls")]
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidArgument, message)
     }

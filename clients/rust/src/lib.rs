@@ -44,7 +44,13 @@ pub mod blocking;
 #[cfg(feature = "tokio")]
 mod client;
 #[cfg(feature = "tokio")]
+mod cluster;
+#[cfg(feature = "tokio")]
+mod pool;
+#[cfg(feature = "tokio")]
 mod scan;
+#[cfg(feature = "tokio")]
+mod transport;
 
 #[cfg(feature = "tokio")]
 pub use client::Client;

@@ -1,0 +1,211 @@
+//! One connection's conversation: the hello first, then requests pipelined and answered in any order.
+//!
+//! The owner moves bytes: what [`Connection::outgoing`] holds goes to the socket, what the socket gives goes to
+//! [`Connection::space`] and [`Connection::received`], and [`Connection::next_event`] says what it meant. Any error
+//! ends the connection; requests that are still in flight then have an unknown fate.
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+use krita_proto::frame::{
+    self, BODY_BYTES_MAX, Flags, Frame, FrameError, FrameKind, FrameReader, PROTOCOL_VERSION,
+};
+use krita_proto::v1;
+
+use crate::core::message::{Request, Response, ServerError};
+
+/// Most requests in flight on one connection.
+pub const IN_FLIGHT_MAX: usize = 1024;
+
+/// The correlation id of the hello; requests count on from it.
+const HELLO_CORRELATION: u64 = 1;
+
+/// Who connects, and to what.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Greeting {
+    /// Must be the cluster's.
+    pub cluster_name: String,
+    /// Empty = none.
+    pub token: String,
+    /// The core that shall serve this connection; `None` = any.
+    pub core: Option<u16>,
+    /// Name and version for the server's log.
+    pub client_name: String,
+}
+
+/// Something that the peer said.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// The hello was accepted: requests may be sent.
+    Ready(v1::HelloReply),
+    /// A request was answered.
+    Answer {
+        /// What [`Connection::send`] returned.
+        correlation: u64,
+        /// The answer, good or bad.
+        answer: Result<Response, ServerError>,
+    },
+}
+
+/// Why a connection ended.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The peer refused the hello, or closed the connection with a reason.
+    #[error("{}: {}", .0.code, .0.message.message)]
+    Refused(ServerError),
+    /// The peer's bytes are not this protocol.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The peer answered what was not asked.
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(String),
+}
+
+/// Why a request was not taken. Nothing was sent.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum SendError {
+    /// The hello has not been accepted yet.
+    #[error("the connection is not ready")]
+    NotReady,
+    /// As many requests are in flight as a connection carries.
+    #[error("too many requests are in flight on the connection")]
+    Full,
+    /// The request is larger than the peer accepts.
+    #[error("the request has {bytes} bytes; the peer accepts {limit}")]
+    TooLarge {
+        /// Of the request's body.
+        bytes: usize,
+        /// What the peer accepts.
+        limit: usize,
+    },
+}
+
+/// The state of one connection.
+#[derive(Debug)]
+pub struct Connection {
+    reader: FrameReader,
+    outgoing: BytesMut,
+    ready: bool,
+    /// The largest body that the peer accepts.
+    body_bytes_max: usize,
+    next_correlation: u64,
+    /// Correlation id to the kind of its answer; at most [`IN_FLIGHT_MAX`].
+    in_flight: BTreeMap<u64, FrameKind>,
+}
+
+impl Connection {
+    /// A connection that is about to say hello.
+    pub fn new(greeting: &Greeting) -> Self {
+        let hello = v1::Hello {
+            protocol_version: PROTOCOL_VERSION,
+            cluster_name: greeting.cluster_name.clone(),
+            token: greeting.token.clone(),
+            wanted_core_plus_one: greeting.core.map_or(0, |core| u32::from(core) + 1),
+            node: None,
+            client: greeting.client_name.clone(),
+        };
+        let mut outgoing = BytesMut::new();
+        frame::encode(&mut outgoing, Flags::NONE, HELLO_CORRELATION, &hello)
+            .expect("names and tokens are far smaller than the largest frame");
+        Self {
+            reader: FrameReader::new(BODY_BYTES_MAX),
+            outgoing,
+            ready: false,
+            body_bytes_max: BODY_BYTES_MAX,
+            next_correlation: HELLO_CORRELATION + 1,
+            in_flight: BTreeMap::new(),
+        }
+    }
+
+    /// Appends a request to what is to be sent; its answer carries the returned correlation id.
+    pub fn send(&mut self, request: &Request) -> Result<u64, SendError> {
+        if !self.ready {
+            return Err(SendError::NotReady);
+        }
+        if self.in_flight.len() >= IN_FLIGHT_MAX {
+            return Err(SendError::Full);
+        }
+        let before = self.outgoing.len();
+        let correlation = self.next_correlation;
+        let encoded = request.encode(&mut self.outgoing, correlation);
+        let bytes = match encoded {
+            Ok(()) => self.outgoing.len() - before - frame::HEADER_BYTES,
+            Err(FrameError::TooLong { length, .. }) => length,
+            Err(other) => unreachable!("encoding fails by length alone, not by: {other}"),
+        };
+        if bytes > self.body_bytes_max {
+            self.outgoing.truncate(before);
+            return Err(SendError::TooLarge { bytes, limit: self.body_bytes_max });
+        }
+        self.next_correlation += 1;
+        let expected = request.kind().reply().expect("a client sends requests only");
+        self.in_flight.insert(correlation, expected);
+        Ok(correlation)
+    }
+
+    /// Nobody waits for this answer any more. It is still counted as in flight until it comes.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// What is to be written to the socket; take from the front what was written.
+    pub fn outgoing(&mut self) -> &mut BytesMut {
+        &mut self.outgoing
+    }
+
+    /// Where the next bytes from the socket go; never empty.
+    pub fn space(&mut self) -> &mut [u8] {
+        self.reader.space()
+    }
+
+    /// So many bytes have been read into [`Connection::space`].
+    pub fn received(&mut self, bytes: usize) {
+        self.reader.advance(bytes);
+    }
+
+    /// What the received bytes mean; `None` = more are needed.
+    pub fn next_event(&mut self) -> Result<Option<Event>, ConnectionError> {
+        match self.reader.next_frame()? {
+            None => Ok(None),
+            Some(frame) if self.ready => self.answer(&frame).map(Some),
+            Some(frame) => self.greeted(&frame).map(Some),
+        }
+    }
+
+    fn greeted(&mut self, frame: &Frame) -> Result<Event, ConnectionError> {
+        if frame.kind == FrameKind::Error {
+            return Err(ConnectionError::Refused(ServerError::new(frame.decode()?)));
+        }
+        let reply: v1::HelloReply = frame.decode()?;
+        if reply.protocol_version != PROTOCOL_VERSION {
+            return Err(ConnectionError::Protocol(format!(
+                "it speaks version {} and this client version {PROTOCOL_VERSION}",
+                reply.protocol_version
+            )));
+        }
+        if reply.frame_bytes_max != 0 {
+            self.body_bytes_max = BODY_BYTES_MAX.min(reply.frame_bytes_max as usize);
+        }
+        self.ready = true;
+        Ok(Event::Ready(reply))
+    }
+
+    fn answer(&mut self, frame: &Frame) -> Result<Event, ConnectionError> {
+        let correlation = frame.correlation;
+        if correlation == 0 && frame.kind == FrameKind::Error {
+            return Err(ConnectionError::Refused(ServerError::new(frame.decode()?)));
+        }
+        let Some(expected) = self.in_flight.remove(&correlation) else {
+            return Err(ConnectionError::Protocol(format!(
+                "a {} frame answers the unknown correlation id {correlation}",
+                frame.kind
+            )));
+        };
+        let answer = if frame.kind == FrameKind::Error {
+            Err(ServerError::new(frame.decode()?))
+        } else {
+            Ok(Response::decode(expected, frame)?)
+        };
+        Ok(Event::Answer { correlation, answer })
+    }
+}
