@@ -36,6 +36,7 @@ pub use time::{Instant, WallTime};
 pub use wait::{Elapsed, Notify, timeout};
 
 /// A hash map whose order depends on nothing but its keys: safe under replay, unlike std's default.
+#[allow(clippy::disallowed_types)] // The one place that names it, to give it a fixed hasher.
 pub type FixedHashMap<K, V> = std::collections::HashMap<K, V, FixedState>;
 
 /// The hasher of [`FixedHashMap`]: xxh3 with a constant seed. Not for keys that an attacker may choose freely

@@ -179,7 +179,7 @@ impl Simulation {
     }
 
     /// Runs a future in the host's script process and the world with it, until it completes. Panics after an
-    /// hour of simulated time.
+    /// hour of simulated time, or when the host dies.
     pub fn block_on<F, Fut>(&self, host: HostId, main: F) -> Fut::Output
     where
         F: FnOnce(SimRuntime) -> Fut,
@@ -188,17 +188,18 @@ impl Simulation {
     {
         let output = Rc::new(RefCell::new(None));
         let result = Rc::clone(&output);
-        self.spawn_on(host, |runtime| {
-            let future = main(runtime);
-            async move {
-                let value = future.await;
-                *result.borrow_mut() = Some(value);
-            }
+        let runtime = self.runtime(host);
+        let future = main(runtime.clone());
+        crate::Spawn::spawn(&runtime, TaskClass::Foreground, "script", async move {
+            let value = future.await;
+            *result.borrow_mut() = Some(value);
         });
-        self.run_until(BLOCK_ON_LIMIT, || output.borrow().is_some());
+        self.run_until(BLOCK_ON_LIMIT, || output.borrow().is_some() || !runtime.is_alive());
         let value = output.borrow_mut().take();
-        value.unwrap_or_else(|| {
-            panic!("the future did not complete within {BLOCK_ON_LIMIT:?} (seed {})", self.seed())
+        let seed = self.seed();
+        value.unwrap_or_else(|| match runtime.is_alive() {
+            true => panic!("the future did not complete within {BLOCK_ON_LIMIT:?} (seed {seed})"),
+            false => panic!("the host died under the future that was waited for (seed {seed})"),
         })
     }
 

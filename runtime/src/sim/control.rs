@@ -37,7 +37,13 @@ impl NetworkControl {
         self.world.network.isolated.borrow_mut().insert(host);
     }
 
-    /// Mends both directions between two hosts.
+    /// Ends the isolation of a host; links that were cut one by one stay cut.
+    pub fn rejoin(&self, host: HostId) {
+        self.world.network.isolated.borrow_mut().remove(&host);
+        self.world.network_changed();
+    }
+
+    /// Mends both directions between two hosts; a host that is isolated stays so.
     pub fn heal(&self, a: HostId, b: HostId) {
         let network = &self.world.network;
         network.cut.borrow_mut().retain(|link| *link != (a, b) && *link != (b, a));

@@ -15,8 +15,14 @@ use super::host::Process;
 use super::options::{CrashOptions, DiskOptions};
 use super::random::Random;
 use super::storage::{Inode, SECTOR_SIZE, Storage};
-use super::world::World;
+use super::world::{Action, World};
 use crate::{BLOCK_SIZE, File, OpenOptions};
+
+/// The file that carries the lock of a directory, as on a real machine.
+const LOCK_FILE: &str = "lock";
+
+/// What is added to the name of the file that is written first when a small file is replaced.
+const TEMPORARY_SUFFIX: &str = ".new";
 
 /// A host's disk.
 pub(crate) struct DiskState {
@@ -29,7 +35,7 @@ pub(crate) struct DiskState {
     /// Writes that the device has and has not completed.
     writing: RefCell<BTreeMap<u64, Writing>>,
     /// Operations whose time has come while the disk hangs.
-    hung: RefCell<Vec<Completion>>,
+    hung: RefCell<Vec<Action>>,
     locks: RefCell<BTreeMap<PathBuf, u64>>,
 }
 
@@ -52,8 +58,6 @@ struct Writing {
     position: u64,
     bytes: Rc<SimBuffer>,
 }
-
-type Completion = Box<dyn FnOnce(&Rc<World>)>;
 
 /// What kind of work the device does.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -340,7 +344,7 @@ impl DiskAccess {
     /// The steps are those of a real disk, so that a crash may fall between any two of them.
     pub(crate) async fn replace_small_file(&self, path: PathBuf, content: Vec<u8>) -> io::Result<()> {
         let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-        name.push(".new");
+        name.push(TEMPORARY_SUFFIX);
         let beside = path.with_file_name(name);
         let created = beside.clone();
         let inode = self.change(move |storage| storage.create_file(&created)).await?;
@@ -361,6 +365,10 @@ impl DiskAccess {
             let mut locks = disk.locks.borrow_mut();
             if locks.contains_key(&path) {
                 return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let file = path.join(LOCK_FILE);
+            if disk.storage.borrow().file(&file).is_err() {
+                disk.storage.borrow_mut().create_file(&file)?;
             }
             locks.insert(path, process);
             Ok(())
@@ -486,7 +494,7 @@ impl File for SimFile {
     type Buffer = SimBuffer;
 
     fn buffer(&self, length: usize) -> SimBuffer {
-        assert!(length.is_multiple_of(BLOCK_SIZE), "a buffer of {length} bytes is not aligned");
+        assert!(length > 0 && length.is_multiple_of(BLOCK_SIZE), "a buffer of {length} bytes is not aligned");
         SimBuffer(vec![0xd5; length])
     }
 

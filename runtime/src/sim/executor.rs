@@ -27,6 +27,8 @@ pub(crate) struct Core {
     pub(crate) id: CoreId,
     /// False once its main future has returned.
     pub(crate) running: Cell<bool>,
+    /// How often this core has listened on a port of the system's choice.
+    pub(crate) ephemeral_listens: Cell<usize>,
     foreground: RefCell<Vec<TaskId>>,
     background: RefCell<Vec<TaskId>>,
     /// An event for this core is in the queue.
@@ -41,6 +43,7 @@ impl Core {
             process,
             id,
             running: Cell::new(true),
+            ephemeral_listens: Cell::new(0),
             foreground: RefCell::default(),
             background: RefCell::default(),
             scheduled: Cell::new(false),

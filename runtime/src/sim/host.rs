@@ -69,6 +69,9 @@ pub(crate) struct Process {
     pub(crate) alive: Cell<bool>,
     pub(crate) random: Random,
     pub(crate) cores: RefCell<Vec<Rc<Core>>>,
+    /// The ports given to listeners that asked for any: the first such listener of every core shares the
+    /// first of them, and so on.
+    pub(crate) ephemeral_ports: RefCell<Vec<u16>>,
     /// What the monotonic clock showed at the start, and the host's local time then.
     origin: u64,
     started_local: u64,
@@ -155,6 +158,7 @@ impl World {
             alive: Cell::new(true),
             random: host.random.fork(2),
             cores: RefCell::default(),
+            ephemeral_ports: RefCell::default(),
             origin: host.random.between(1_000_000_000, 1 << 44),
             started_local: host.clock.get().read(self.now()),
         });

@@ -32,7 +32,14 @@ pub(crate) struct NetworkState {
     pub(crate) link_latency: RefCell<BTreeMap<(HostId, HostId), Latency>>,
     pub(crate) connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
     /// Streams on their way from one core to another.
-    pub(crate) handoffs: RefCell<BTreeMap<u64, (Rc<Connection>, Side, u64)>>,
+    pub(crate) handoffs: RefCell<BTreeMap<u64, Detached>>,
+}
+
+/// A stream that is on no core: an end of a connection, and the process that owns it.
+pub(crate) struct Detached {
+    pub(crate) connection: Rc<Connection>,
+    pub(crate) side: Side,
+    pub(crate) process: u64,
 }
 
 /// A socket that some cores of a process listen on.
@@ -242,9 +249,6 @@ impl World {
         }
         if reset {
             self.send(connection, side, Content::Reset);
-            let connection = Rc::clone(connection);
-            let delay = network.delay(connection.end(side.other()).host, connection.end(side).host);
-            self.after(delay, move |world| world.reset_end(&connection, side));
         }
     }
 
@@ -307,7 +311,11 @@ impl World {
                     there.end_of_stream = true;
                     there.wake();
                 }),
-                Content::Reset => self.reset_end(connection, side.other()),
+                Content::Reset => {
+                    self.reset_end(connection, side.other());
+                    // If it came from between the two, the sender does not know yet.
+                    self.send_reset_to(connection, side);
+                }
             }
         }
     }
@@ -470,8 +478,8 @@ impl World {
     /// A handoff was dropped before any core attached it.
     pub(crate) fn drop_handoff(self: &Rc<Self>, handoff: u64) {
         let handoff = self.network.handoffs.borrow_mut().remove(&handoff);
-        if let Some((connection, side, _)) = handoff {
-            self.close_end(&connection, side);
+        if let Some(detached) = handoff {
+            self.close_end(&detached.connection, detached.side);
         }
     }
 

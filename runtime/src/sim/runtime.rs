@@ -44,6 +44,11 @@ impl SimRuntime {
         self.inner.process.host.id
     }
 
+    /// Whether the core that this belongs to still exists.
+    pub fn is_alive(&self) -> bool {
+        self.inner.core.is_alive()
+    }
+
     fn disk(&self) -> DiskAccess {
         DiskAccess { world: Rc::clone(&self.inner.world), process: Rc::clone(&self.inner.process) }
     }
@@ -140,8 +145,7 @@ impl Network for SimRuntime {
     type Handoff = SimHandoff;
 
     async fn listen(&self, address: SocketAddr) -> io::Result<SimListener> {
-        let Inner { world, process, core } = &*self.inner;
-        world.listen(process, core.id.0, address)
+        self.inner.world.listen(&self.inner.core, address)
     }
 
     async fn connect(&self, address: &str, timeout: Duration) -> io::Result<SimStream> {

@@ -15,9 +15,9 @@ use bytes::{Buf, Bytes};
 use futures_util::io::{AsyncRead, AsyncWrite};
 
 use super::HostId;
-use super::executor::WokenList;
+use super::executor::{Core, WokenList};
 use super::host::{Host, Process};
-use super::network::{Connection, End, ListenerEntry, Side};
+use super::network::{Connection, Detached, End, ListenerEntry, Side};
 use super::world::World;
 use crate::{Listener, Stream};
 
@@ -46,7 +46,8 @@ impl SimStream {
         let world = Rc::clone(&self.world);
         let id = world.next_identifier();
         if let Some(connection) = self.connection.take() {
-            world.network.handoffs.borrow_mut().insert(id, (connection, self.side, self.process.id));
+            let detached = Detached { connection, side: self.side, process: self.process.id };
+            world.network.handoffs.borrow_mut().insert(id, detached);
         }
         SimHandoff { id, attached: false, dropped: Arc::clone(&world.executor.woken) }
     }
@@ -266,21 +267,17 @@ impl Drop for GiveUp {
 }
 
 impl World {
-    pub(crate) fn listen(
-        self: &Rc<Self>,
-        process: &Rc<Process>,
-        core: u16,
-        address: SocketAddr,
-    ) -> io::Result<SimListener> {
+    pub(crate) fn listen(self: &Rc<Self>, core: &Core, address: SocketAddr) -> io::Result<SimListener> {
+        let (process, id) = (&core.process, core.id.0);
         let host = &process.host;
         let own = |ip: IpAddr| ip.is_unspecified() || ip.is_loopback() || ip == host.address;
         if !own(address.ip()) {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         }
-        let port = if address.port() == 0 { self.take_port(host.id) } else { address.port() };
+        let port = if address.port() == 0 { self.ephemeral_port(core) } else { address.port() };
         let address = SocketAddr::new(address.ip(), port);
         let backlog = Rc::new(Backlog {
-            core,
+            core: id,
             address,
             waiting: RefCell::default(),
             waker: RefCell::default(),
@@ -294,7 +291,7 @@ impl World {
         match listeners.iter_mut().find(|entry| overlaps(entry)) {
             Some(entry) => {
                 let shared = entry.process == process.id && entry.ip == address.ip();
-                if !shared || entry.members.iter().any(|member| member.core == core) {
+                if !shared || entry.members.iter().any(|member| member.core == id) {
                     return Err(io::ErrorKind::AddrInUse.into());
                 }
                 entry.members.push(Rc::clone(&backlog));
@@ -308,6 +305,17 @@ impl World {
         }
         drop(listeners);
         Ok(SimListener { world: Rc::clone(self), process: Rc::clone(process), backlog })
+    }
+
+    /// The port for a core's next listener that asked for any.
+    fn ephemeral_port(&self, core: &Core) -> u16 {
+        let turn = core.ephemeral_listens.get();
+        core.ephemeral_listens.set(turn + 1);
+        let mut ports = core.process.ephemeral_ports.borrow_mut();
+        while ports.len() <= turn {
+            ports.push(self.take_port(core.process.host.id));
+        }
+        ports[turn]
     }
 
     /// Connects, in at most `timeout`.
@@ -440,7 +448,7 @@ impl World {
         mut handoff: SimHandoff,
     ) -> io::Result<SimStream> {
         let taken = self.network.handoffs.borrow_mut().remove(&handoff.id);
-        let (connection, side, owner) = taken.ok_or(io::ErrorKind::NotConnected)?;
+        let Detached { connection, side, process: owner } = taken.ok_or(io::ErrorKind::NotConnected)?;
         handoff.attached = true;
         assert_eq!(owner, process.id, "a stream was handed to another process");
         Ok(SimStream::new(self, process, connection, side))

@@ -35,6 +35,9 @@ pub(crate) struct World {
     running: Cell<bool>,
 }
 
+/// Something that is done to the world at its time.
+pub(crate) type Action = Box<dyn FnOnce(&Rc<World>)>;
+
 /// What happens at an instant.
 pub(crate) enum Event {
     /// A core polls its next task.
@@ -42,7 +45,7 @@ pub(crate) enum Event {
     /// A timer fires.
     Timer(Rc<TimerState>),
     /// Anything else.
-    Call(Box<dyn FnOnce(&Rc<World>)>),
+    Call(Action),
 }
 
 /// A timer that some future waits for.
