@@ -131,8 +131,8 @@ impl DiskControl {
         self.disk().faults.borrow_mut().failing_writes = count;
     }
 
-    /// The next `count` flushes (of files or directories) fail. What they should have flushed is durable or
-    /// not by seed, and no later flush mends it.
+    /// The next `count` flushes (of files or directories) fail. Of what a file's failed flush covered, some is
+    /// durable, some is not yet, and some never will be though reads go on showing it, all by seed.
     pub fn fail_syncs(&self, count: u32) {
         self.disk().faults.borrow_mut().failing_syncs = count;
     }
@@ -204,7 +204,8 @@ impl DiskControl {
         Some(inode.read_durable().to_vec())
     }
 
-    /// Bytes taken by files.
+    /// Bytes taken by files. A removed file takes its space until nobody has it open and its directory was
+    /// flushed: until then a crash may bring it back.
     pub fn used_bytes(&self) -> u64 {
         self.disk().storage.borrow().used_bytes()
     }

@@ -234,8 +234,7 @@ impl Storage {
         Ok(())
     }
 
-    /// A failed flush of a directory: some of its changes are durable now, by seed; the rest never will be, save by
-    /// a crash that keeps them.
+    /// A failed flush of a directory: some of its changes are durable now, by seed; the rest wait on.
     pub(crate) fn fail_sync_directory(&mut self, random: &Random) {
         for change in std::mem::take(&mut self.changes) {
             if random.chance(0.5) {
