@@ -100,7 +100,7 @@ fn run_all(root: &Path, options: &Options) -> Result<Vec<Row>, String> {
         caught_by.set_seeds(options.seeds);
         bench.copy_tree()?;
         if !options.no_baseline && !baselines.contains_key(&caught_by) {
-            println!("without a bug: {caught_by:?}");
+            println!("without a bug: cargo {}", caught_by.arguments.join(" "));
             let passes = matches!(bench.test(&caught_by, "baseline")?, Run::Passed);
             baselines.insert(caught_by.clone(), passes);
         }
