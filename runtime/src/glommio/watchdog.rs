@@ -153,8 +153,10 @@ pub(crate) fn start(beats: &[Arc<CoreBeat>]) -> std::io::Result<()> {
             if cores.is_empty() {
                 return;
             }
-            // Every core is visited at every beat: `any` would stop at the first that is busy.
-            let busy = cores.iter_mut().map(Watched::visit).fold(false, |any, busy| any || busy);
+            let mut busy = false;
+            for core in &mut cores {
+                busy |= core.visit();
+            }
             thread::sleep(if busy { BEAT_BUSY } else { BEAT_IDLE });
         }
     })?;
