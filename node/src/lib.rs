@@ -1,10 +1,49 @@
-//! What a node is.
+//! What a node is: shards on cores, requests on their way to them, and the life of the node around them.
+//!
+//! A node runs [`run_core`] once on each of its cores. Everything is ordinary async code, generic over
+//! [`krita_runtime::Runtime`]: the same code runs over io_uring and, a whole cluster at a time, in the simulator. Read
+//! in this order:
+//!
+//! - `core`: one core's state, with a picture of what flows where; `node`: start, forming, end; `open`: logs and
+//!   replicas come to life.
+//! - `server`, `request`, `router`, `responder`: a request's way in, to its shard, and its answer's way out.
+//! - `replica`: where Raft, the store and the state machine meet; `writes`, `reads`; `emit`: the end of each round,
+//!   one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes; `snapshots`.
+//! - Pure leaves: [`command`], [`machine`], [`sessions`], [`placement`], [`forming`], [`config`], [`auth`].
+//!
+//! What is deliberately absent: clocks, threads, sockets and files (they come from the runtime), and any lock: what a
+//! core owns, only its thread touches.
 
 pub mod auth;
+mod background;
+mod cluster;
 pub mod command;
 pub mod config;
+mod core;
+mod emit;
+mod failure;
 pub mod forming;
 pub mod identity;
 pub mod machine;
+mod mesh;
+mod node;
+mod open;
+mod ownership;
+mod peers;
 pub mod placement;
+mod reads;
+mod replica;
+mod request;
+mod responder;
+mod router;
+mod server;
 pub mod sessions;
+mod snapshots;
+mod status;
+mod step;
+mod wire;
+mod writes;
+
+pub use crate::core::{Certificates, NodeFailure, NodeInput, StopSignal};
+pub use mesh::CoreMessage;
+pub use node::run_core;

@@ -13,7 +13,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use twox_hash::XxHash3_64;
 
-use crate::command::{Action, Condition, Operation, WriteCommand};
+use crate::command::{Action, Condition, Operation, RequestId, WriteCommand};
 use crate::sessions::{Admission, SESSIONS_BYTES_MAX, Sessions, take, take_u64};
 
 const FORMAT_VERSION: u8 = 1;
@@ -154,6 +154,12 @@ impl Machine {
     /// The index of the last command applied; 0 before the first.
     pub fn applied_index(&self) -> u64 {
         self.applied_index
+    }
+
+    /// The outcome that a request had when it was applied, if that is still remembered: for a leader that would
+    /// otherwise judge a retry by what its own first attempt changed.
+    pub fn remembered(&self, request: RequestId) -> Option<Outcome> {
+        self.sessions.remembered(request)
     }
 
     /// The shard's sessions.

@@ -156,6 +156,11 @@ impl Sessions {
         }
     }
 
+    /// The outcome that a request had when it was applied, if that is still remembered. Changes nothing.
+    pub(crate) fn remembered(&self, request: RequestId) -> Option<Outcome> {
+        self.by_id.get(&request.session)?.results.get(&request.sequence).map(Remembered::outcome)
+    }
+
     /// Remembers the outcome of a command that [`Sessions::admit`] let through. `index` is its entry's.
     pub(crate) fn remember(&mut self, request: RequestId, index: u64, outcome: &Outcome) {
         if request.session == 0 {

@@ -1,9 +1,25 @@
-//! Configuration: `krita.yaml`, then `KRITA_*` variables, then flags.
+//! Configuration: `krita.yaml`, then `KRITA_*` variables, then flags, the later over the earlier.
+//!
+//! Pure: the program reads the file and the environment and passes texts in. All keys stand in one table
+//! ([`KEYS`]), from which `docs/configuration.md` is made ([`reference`]). A configuration is taken whole or
+//! refused whole, with everything that is wrong with it and what to do.
 
+mod keys;
+mod merge;
+mod reference;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use keys::{KEYS, Key, Kind};
+pub use reference::reference;
+
 use crate::auth::TokenDigest;
+use keys::{parse_bytes, split_address, split_addresses};
+use merge::{Given, merge};
 
 /// A node's configuration, whole and checked.
 #[derive(Clone, Debug)]
@@ -19,7 +35,7 @@ pub struct Config {
     /// The one port.
     pub port: u16,
     /// The address to listen on.
-    pub bind_address: std::net::SocketAddr,
+    pub bind_address: SocketAddr,
     /// By which others reach this node (`host:port`); one of `peers` unless that is empty.
     pub advertised_address: String,
     /// The folder with `ca.crt`, `node.crt`, `node.key`; `None` = plain text (`insecure`).
@@ -34,28 +50,34 @@ pub struct Config {
     pub shards: u32,
     /// Wished replicas of a cluster that is formed anew.
     pub replication_factor: u32,
-    /// Election time-out.
+    /// A follower that hears no leader for this long, up to twice as long, seeks election.
     pub election_timeout: Duration,
-    /// Heartbeat interval.
+    /// How often a leader speaks when it has nothing to say; at most half of `election_timeout`.
     pub heartbeat_interval: Duration,
-    /// Whether reads may rely on a leader's lease.
+    /// Whether a leader may answer reads alone while a quorum has lately heard it; see [`Config::lease`].
     pub leader_lease: bool,
-    /// The clocks of two nodes run apart by at most this many percent.
+    /// By how many percent two nodes' clocks may run apart; see [`Config::clock_drift_max`].
     pub max_clock_drift_percent: u32,
-    /// Size of a log segment.
+    /// `None` = the longest lease that leaves twice the drift.
+    ///
+    /// Invariant: `lease() + clock_drift_max() < election_timeout`.
+    leader_lease_duration: Option<Duration>,
+    /// Size of a log segment: a multiple of 1 MiB.
     pub segment_bytes: u64,
     /// Budget of the value cache, over all cores of the node.
     pub value_cache_bytes: u64,
-    /// A checkpoint is made once a log has grown by this much.
+    /// A core makes checkpoints once its log has grown by this much.
     pub checkpoint_after_bytes: u64,
     /// Deadline of a request that names none.
     pub request_timeout: Duration,
-    /// Most connections of clients, over all cores.
+    /// Most connections, over all cores.
     pub connections_max: u32,
     /// Where the log goes; `None` = standard error.
     pub log_file: Option<PathBuf>,
-    /// Filter of the log, in the syntax of `RUST_LOG`.
+    /// Filter of the log, in the form of `RUST_LOG`.
     pub log_level: String,
+    /// The text of every key, as merged: what [`Config::changed_keys`] compares.
+    texts: BTreeMap<&'static str, String>,
 }
 
 /// Where configuration comes from, weakest first. Keys in `fallbacks` and `flags` are those of `krita.yaml`.
@@ -65,7 +87,7 @@ pub struct Sources<'a> {
     pub fallbacks: &'a [(String, String)],
     /// `krita.yaml`: its path and its text.
     pub file: Option<(&'a Path, &'a str)>,
-    /// All environment variables, or only the `KRITA_*` ones; others are ignored.
+    /// The environment; what does not begin with `KRITA_` is ignored.
     pub environment: &'a [(String, String)],
     /// Flags as (key, value); `-` in a key counts as `_`.
     pub flags: &'a [(String, String)],
@@ -80,20 +102,240 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-/// Everything that is wrong with a configuration; `Display` gives one line each.
+/// Everything that is wrong with a configuration; `Display` gives a line for each.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConfigErrors(pub Vec<String>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
 
 /// Reads, merges and checks.
 ///
 /// # Errors
-/// All that is wrong, each line saying where and what to do.
+/// All that is wrong, each line saying where and what to do. Secrets are not shown.
 pub fn load(sources: Sources<'_>) -> Result<Loaded, ConfigErrors> {
-    let _ = sources;
-    todo!()
+    let merged = merge(sources).map_err(ConfigErrors)?;
+    let (texts, mut warnings) = (merged.values, merged.warnings);
+    let mut errors = Vec::new();
+    let config = assemble(&texts, &mut errors, &mut warnings);
+    if errors.is_empty() { Ok(Loaded { config, warnings }) } else { Err(ConfigErrors(errors)) }
 }
 
-/// The text of docs/configuration.md.
-pub fn reference() -> String {
-    todo!()
+impl Config {
+    /// How long a quorum's confirmation lets a leader answer reads alone, counted from when it was asked for; `None` =
+    /// leases are off.
+    pub fn lease(&self) -> Option<Duration> {
+        let longest = self.election_timeout - 2 * self.clock_drift_max();
+        self.leader_lease.then(|| self.leader_lease_duration.unwrap_or(longest))
+    }
+
+    /// By how much two nodes' clocks may drift apart within one `election_timeout`.
+    pub fn clock_drift_max(&self) -> Duration {
+        self.election_timeout * self.max_clock_drift_percent / 100
+    }
+
+    /// The keys whose values differ from `newer`, each with whether a running node may take up the change
+    /// ([`Key::dynamic`]).
+    pub fn changed_keys(&self, newer: &Config) -> Vec<&'static Key> {
+        KEYS.iter().filter(|key| self.texts.get(key.name) != newer.texts.get(key.name)).collect()
+    }
 }
+
+/// Values that the table has already checked, by key.
+struct Values<'a>(&'a BTreeMap<&'static str, Given>);
+
+impl Values<'_> {
+    fn text(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", |given| given.text.as_str())
+    }
+
+    fn optional(&self, name: &str) -> Option<&str> {
+        Some(self.text(name)).filter(|text| !text.is_empty() && *text != "auto")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        let given = &self.0[name];
+        given.relative_to.as_ref().map_or_else(|| PathBuf::from(&given.text), |folder| folder.join(&given.text))
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        self.text(name).parse().expect("the table has checked it")
+    }
+
+    fn number_u32(&self, name: &str) -> u32 {
+        u32::try_from(self.number(name)).expect("the table bounds it")
+    }
+
+    fn bytes(&self, name: &str) -> u64 {
+        parse_bytes(self.text(name)).expect("the table has checked it")
+    }
+
+    fn milliseconds(&self, name: &str) -> Duration {
+        Duration::from_millis(self.number(name))
+    }
+
+    fn boolean(&self, name: &str) -> bool {
+        self.text(name) == "true"
+    }
+}
+
+fn assemble(
+    given: &BTreeMap<&'static str, Given>,
+    errors: &mut Vec<String>,
+    warnings: &mut Vec<String>,
+) -> Config {
+    let values = Values(given);
+    let port = u16::try_from(values.number("port")).expect("the table bounds it");
+    let peers = split_addresses(values.text("peers"));
+    let advertised_address = advertised(&values, &peers, port, errors);
+    let bind_address = bind(&values, &advertised_address, port);
+    let insecure = values.boolean("insecure");
+    check_election(&values, errors);
+    let token_digest = token(&values, insecure, errors);
+    let segment_bytes = values.bytes("segment_bytes");
+    if !segment_bytes.is_multiple_of(1024 * 1024) {
+        errors.push(format!("segment_bytes is {segment_bytes}: give a multiple of 1 MiB"));
+    }
+    if insecure {
+        warnings.push(insecure_text(&values, bind_address));
+    }
+    Config {
+        cluster_name: values.text("cluster_name").to_owned(),
+        node_id: values.text("node_id").to_owned(),
+        peers,
+        data_directory: values.path("data_directory"),
+        port,
+        bind_address,
+        advertised_address,
+        tls_cert_path: (!insecure).then(|| values.path("tls_cert_path")),
+        token_digest,
+        insecure,
+        cores: values.optional("cores").map(|cores| cores.parse().expect("the table has checked it")),
+        shards: values.number_u32("shards"),
+        replication_factor: values.number_u32("replication_factor"),
+        election_timeout: values.milliseconds("election_timeout_ms"),
+        heartbeat_interval: values.milliseconds("heartbeat_interval_ms"),
+        leader_lease: values.boolean("leader_lease"),
+        max_clock_drift_percent: values.number_u32("max_clock_drift_percent"),
+        leader_lease_duration: values
+            .optional("leader_lease_ms")
+            .map(|_| values.milliseconds("leader_lease_ms")),
+        segment_bytes,
+        value_cache_bytes: values.bytes("value_cache_bytes"),
+        checkpoint_after_bytes: values.bytes("checkpoint_after_bytes"),
+        request_timeout: values.milliseconds("request_timeout_ms"),
+        connections_max: values.number_u32("connections_max"),
+        log_file: values.optional("log_file").map(|_| values.path("log_file")),
+        log_level: values.text("log_level").to_owned(),
+        texts: given.iter().map(|(name, given)| (*name, given.text.clone())).collect(),
+    }
+}
+
+/// Which of the peers this node is. Never a guess between two.
+fn advertised(values: &Values<'_>, peers: &[String], port: u16, errors: &mut Vec<String>) -> String {
+    let listed = peers.join(", ");
+    for (position, peer) in peers.iter().enumerate() {
+        if peers[..position].contains(peer) {
+            errors.push(format!("peers names {peer} twice: name each node once"));
+        }
+    }
+    if let Some(address) = values.optional("advertised_address") {
+        if !peers.is_empty() && !peers.iter().any(|peer| peer == address) {
+            errors.push(format!(
+                "advertised_address {address} is not one of peers ({listed}): write it as it stands there, or add it"
+            ));
+        }
+        return address.to_owned();
+    }
+    if peers.is_empty() {
+        let host = values.optional("bind_address").and_then(|text| text.parse::<IpAddr>().ok());
+        let host = host.filter(|host| !host.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST.into());
+        return SocketAddr::new(host, port).to_string();
+    }
+    let mine = |peer: &&String| split_address(peer).is_some_and(|(_, of_peer)| of_peer == port);
+    let mut candidates = peers.iter().filter(mine);
+    match (candidates.next(), candidates.next()) {
+        (Some(only), None) => only.clone(),
+        (Some(_), Some(_)) => {
+            errors.push(format!(
+                "several of peers ({listed}) have port {port}: set advertised_address to the one that is this node"
+            ));
+            String::new()
+        }
+        (None, _) => {
+            errors.push(format!(
+                "none of peers ({listed}) has port {port}: set advertised_address to the one that is this node, \
+                 or correct port"
+            ));
+            String::new()
+        }
+    }
+}
+
+fn bind(values: &Values<'_>, advertised_address: &str, port: u16) -> SocketAddr {
+    let configured = values.optional("bind_address").and_then(|text| text.parse::<IpAddr>().ok());
+    let known_as = || match split_address(advertised_address)?.0 {
+        "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
+        host => host.parse::<IpAddr>().ok(),
+    };
+    SocketAddr::new(configured.or_else(known_as).unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port)
+}
+
+/// The relations between the times that leadership rests on.
+fn check_election(values: &Values<'_>, errors: &mut Vec<String>) {
+    let election_ms = values.number("election_timeout_ms");
+    let heartbeat_ms = values.number("heartbeat_interval_ms");
+    let percent = values.number("max_clock_drift_percent");
+    if heartbeat_ms * 2 > election_ms {
+        errors.push(format!(
+            "heartbeat_interval_ms is {heartbeat_ms}, more than half of election_timeout_ms ({election_ms}): a single \
+             lost heartbeat would start an election; lower it or raise election_timeout_ms"
+        ));
+    }
+    // Without leader_lease_ms the lease is election_timeout less twice the drift, which is at least one percent.
+    if let Some(lease_ms) = values.optional("leader_lease_ms").map(|_| values.number("leader_lease_ms"))
+        && values.boolean("leader_lease")
+        && lease_ms * 100 + election_ms * percent >= election_ms * 100
+    {
+        errors.push(format!(
+            "leader_lease_ms is {lease_ms}, not below election_timeout_ms ({election_ms}) less {percent} % of clock \
+             drift ({}): two leaders could answer reads at one time; lower it, or set it to auto",
+            election_ms * (100 - percent) / 100,
+        ));
+    }
+}
+
+fn token(values: &Values<'_>, insecure: bool, errors: &mut Vec<String>) -> Option<TokenDigest> {
+    let of_token = values.optional("token").map(|token| TokenDigest::of(token.trim()));
+    let of_hex = values.optional("token_sha256").and_then(|hex| TokenDigest::from_hex(hex).ok());
+    match (of_token, of_hex) {
+        (Some(token), Some(digest)) if token != digest => {
+            errors.push("token and token_sha256 belong to different tokens: give only one of them".to_owned());
+            None
+        }
+        (None, None) if !insecure => {
+            errors.push(
+                "no token: set token_sha256 (`init` writes it) or KRITA_TOKEN; insecure: true does without, for \
+                 trials on one machine"
+                    .to_owned(),
+            );
+            None
+        }
+        (token, digest) => token.or(digest),
+    }
+}
+
+fn insecure_text(values: &Values<'_>, bind_address: SocketAddr) -> String {
+    let whom = if bind_address.ip().is_loopback() { "on this machine" } else { "who reaches this port" };
+    let token = values.optional("token").or(values.optional("token_sha256"));
+    let may = if token.is_some() { "can read the traffic, tokens included" } else { "may read and change all data" };
+    format!("insecure: true: no TLS; everyone {whom} {may}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+//! What a core does by itself while it serves: ticks, checkpoints, handing leadership to where it belongs, and
+//! ending in good order.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use krita_raft::{ReplicationMode, ReplicaId};
+use krita_runtime::{Instant, Runtime};
+
+use crate::core::{Core, Serving};
+use crate::open::checkpoint_meta;
+use crate::replica::{Replica, raft_time};
+
+/// How often deadlines of waiting requests are looked at.
+const EXPIRE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How often the log is asked whether a checkpoint is due.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often leaders are looked at, and how many are moved each time.
+const BALANCE_INTERVAL: Duration = Duration::from_millis(500);
+const BALANCE_MOVES_MAX: usize = 4;
+
+/// How long an ending node tries to hand its leaderships over.
+const HAND_OFF_MAX: Duration = Duration::from_secs(3);
+
+impl<R: Runtime> Core<R> {
+    /// Lets time pass for every replica. It never waits for a disk.
+    pub(crate) async fn tick(self: Rc<Self>) {
+        let heartbeat = self.input.config.heartbeat_interval;
+        let interval = (heartbeat / 4).clamp(Duration::from_millis(5), Duration::from_millis(50));
+        let mut expire_at = self.runtime.now();
+        while !self.is_ending() {
+            self.runtime.sleep(interval).await;
+            let now = self.runtime.now();
+            let is_expire_due = now >= expire_at;
+            if is_expire_due {
+                expire_at = now + EXPIRE_INTERVAL;
+            }
+            self.tick_replicas(now, is_expire_due);
+            if self.input.stop.is_set() {
+                self.hand_off_and_finish().await;
+            }
+        }
+    }
+
+    fn tick_replicas(self: &Rc<Self>, now: Instant, is_expire_due: bool) {
+        let died = self.peers.tick(now);
+        let mut guard = self.serving.borrow_mut();
+        let Some(serving) = guard.as_mut() else { return };
+        for replica in serving.replicas.values_mut() {
+            if replica.raft.next_tick() <= raft_time(now) {
+                replica.raft.tick(raft_time(now));
+                self.touch(replica);
+            }
+            if is_expire_due {
+                replica.expire(now);
+            }
+        }
+        for dead in &died {
+            self.on_core_death(serving, now, dead.node_number, dead.core);
+        }
+        drop(guard);
+        if is_expire_due {
+            self.abandon_incoming(|incoming| incoming.is_idle_since(now - INCOMING_IDLE_MAX));
+        }
+    }
+
+    /// A core of another node fell silent or started anew: groups that are idle and have their leader there must
+    /// not wait for traffic to notice.
+    pub(crate) fn on_core_death(&self, serving: &mut Serving<R>, now: Instant, node: u32, core: u16) {
+        for replica in serving.replicas.values_mut() {
+            if self.peers.core_of_shard(node, replica.shard).is_some_and(|owner| owner != core) {
+                continue;
+            }
+            let ids: Vec<ReplicaId> =
+                replica.nodes.iter().filter(|(_, number)| **number == node).map(|(id, _)| *id).collect();
+            for id in ids {
+                replica.raft.peer_core_died(raft_time(now), id);
+                self.touch(replica);
+            }
+        }
+    }
+
+    /// Checkpoints whichever shard most needs it, one at a time.
+    pub(crate) async fn checkpoint_when_due(self: Rc<Self>) {
+        while !self.is_ending() {
+            self.runtime.sleep(CHECKPOINT_INTERVAL).await;
+            let logs = self.serving.borrow().as_ref().map_or(0, |serving| serving.logs.len());
+            for log in 0..logs {
+                self.checkpoint_log(log).await;
+            }
+        }
+    }
+
+    async fn checkpoint_log(self: &Rc<Self>, log: usize) {
+        let store = self.serving.borrow().as_ref().map(|serving| serving.logs[log].store.clone());
+        let Some(store) = store else { return };
+        let Some(shard) = store.checkpoint_due() else { return };
+        let meta = self
+            .with_replica(shard.0, |replica| {
+                let can = !replica.apply_paused && replica.stopped.is_none();
+                can.then(|| checkpoint_meta(replica))
+            })
+            .flatten();
+        let Some(meta) = meta else { return };
+        if let Err(error) = store.checkpoint(shard, meta).await {
+            // The log keeps what the checkpoint would have freed; a poisoned log ends the node by itself.
+            tracing::warn!(shard = shard.0, %error, "checkpoint failed");
+            return;
+        }
+        if let Some(first) = store.first_index(shard) {
+            self.with_replica(shard.0, |replica| {
+                // A snapshot may have replaced the shard meanwhile; its log begins later then.
+                let first = krita_raft::Index(first.0);
+                if first <= replica.applied.next() {
+                    replica.raft.log_truncated_before(first);
+                }
+            });
+        }
+    }
+
+    /// Moves leaderships to where the placement wants them, a few at a time, once the target is well.
+    pub(crate) async fn balance_leaders(self: Rc<Self>) {
+        self.campaign_where_preferred().await;
+        while !self.is_ending() && !self.input.stop.is_set() {
+            self.runtime.sleep(BALANCE_INTERVAL).await;
+            let now = self.runtime.now();
+            let mut guard = self.serving.borrow_mut();
+            let Some(serving) = guard.as_mut() else { continue };
+            let Serving { cluster, replicas, .. } = serving;
+            let mut moves = 0;
+            for replica in replicas.values_mut().filter(|replica| replica.is_leader()) {
+                let Some(preferred) = cluster.placement(replica.shard).and_then(|p| p.replicas.first()) else {
+                    continue;
+                };
+                let to = ReplicaId(preferred.replica_id);
+                if to == replica.id || moves == BALANCE_MOVES_MAX || !is_caught_up(replica, to) {
+                    continue;
+                }
+                if self.peers.is_connected(preferred.node_number)
+                    && replica.raft.transfer_leadership(raft_time(now), to).is_ok()
+                {
+                    moves += 1;
+                    self.touch(replica);
+                }
+            }
+        }
+    }
+
+    /// At the very first start nobody leads anything: whoever should lead a shard asks at once.
+    async fn campaign_where_preferred(self: &Rc<Self>) {
+        let deadline = self.runtime.now() + self.input.config.election_timeout;
+        while self.runtime.now() < deadline && !self.peers.all_connected() {
+            self.runtime.sleep(Duration::from_millis(10)).await;
+        }
+        let now = raft_time(self.runtime.now());
+        let mut guard = self.serving.borrow_mut();
+        let Some(serving) = guard.as_mut() else { return };
+        let Serving { cluster, replicas, .. } = serving;
+        for replica in replicas.values_mut().filter(|replica| replica.leader.is_none()) {
+            let preferred = cluster.placement(replica.shard).and_then(|placement| placement.replicas.first());
+            let is_preferred = preferred.is_some_and(|preferred| preferred.replica_id == replica.id.0);
+            if is_preferred && replica.raft.campaign(now).is_ok() {
+                self.touch(replica);
+            }
+        }
+    }
+
+    /// Gives every leadership to another node, as far as that goes in a bounded time, and ends the core.
+    async fn hand_off_and_finish(self: &Rc<Self>) {
+        let deadline = self.runtime.now() + HAND_OFF_MAX;
+        while self.runtime.now() < deadline && !self.is_ending() {
+            let led = self.hand_off(self.runtime.now());
+            if led == 0 {
+                break;
+            }
+            self.runtime.sleep(Duration::from_millis(20)).await;
+            self.tick_replicas(self.runtime.now(), false);
+        }
+        // Let the last answers leave.
+        self.runtime.pause().await;
+        self.runtime.sleep(Duration::from_millis(50)).await;
+        self.finish();
+    }
+
+    /// Starts a transfer of each leadership that can be given away; returns how many this core still holds.
+    fn hand_off(&self, now: Instant) -> usize {
+        let mut guard = self.serving.borrow_mut();
+        let Some(serving) = guard.as_mut() else { return 0 };
+        let mut led = 0;
+        for replica in serving.replicas.values_mut().filter(|replica| replica.is_leader()) {
+            let followers = replica.raft.status().followers;
+            let best = followers
+                .iter()
+                .filter(|follower| follower.mode == ReplicationMode::Pipeline)
+                .filter(|follower| {
+                    replica.nodes.get(&follower.id).is_some_and(|node| self.peers.is_connected(*node))
+                })
+                .max_by_key(|follower| follower.matched);
+            if let Some(best) = best {
+                led += 1;
+                // Already under way is as good.
+                let _ = replica.raft.transfer_leadership(raft_time(now), best.id);
+                self.touch(replica);
+            }
+        }
+        led
+    }
+}
+
+/// A snapshot on its way in that nobody continues for this long is given up.
+const INCOMING_IDLE_MAX: Duration = Duration::from_secs(30);
+
+fn is_caught_up<R: Runtime>(replica: &Replica<R>, to: ReplicaId) -> bool {
+    let status = replica.raft.status();
+    status.transferring_to.is_none()
+        && status.followers.iter().any(|follower| {
+            follower.id == to
+                && follower.mode == ReplicationMode::Pipeline
+                && follower.matched.0 + 1_000 > status.last.0
+        })
+}

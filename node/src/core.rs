@@ -1,0 +1,286 @@
+//! One core of a node: what it holds, and how it starts and ends.
+//!
+//! ```text
+//! connections ─▶ router ─▶ replica (raft + machine) ─▶ store
+//!     ▲             │          │      ▲ durable          │
+//!     └─ answers    ▼          ▼      │                  ▼
+//!               mesh to     peers   emit: one log write, one burst to each peer
+//!              other cores
+//! ```
+//!
+//! Every task of a core runs on one thread, so state stands in `RefCell`s that are never borrowed across an
+//! await. A task that touches a replica notes so with `touch`; `emit` then does the rest at the end of the round.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use krita_net::TlsConfig;
+use krita_runtime::{CoreId, Mesh, Notify, Runtime, TaskClass};
+
+use crate::auth::Authenticator;
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::emit::LogWriter;
+use crate::failure::Failure;
+use crate::forming::Forming;
+use crate::identity::Identity;
+use crate::mesh::{CoreMessage, Serve};
+use crate::peers::Peers;
+use crate::replica::Replica;
+use crate::responder::Responder;
+use crate::snapshots::Incoming;
+
+/// Requests of one core that wait for answers of others.
+const TICKETS_MAX: usize = 16 * 1024;
+
+/// What a node is started with: the same for all of its cores.
+#[derive(Debug)]
+pub struct NodeInput {
+    /// The validated configuration.
+    pub config: Config,
+    /// The certificates, unless the node runs with `insecure`.
+    pub certificates: Option<Certificates>,
+    /// Random for each start of the process.
+    pub boot_id: u64,
+    /// Set to end the node in an orderly way.
+    pub stop: StopSignal,
+}
+
+/// The certificate set of a node, as PEM.
+#[derive(Clone)]
+pub struct Certificates {
+    /// `ca.crt`
+    pub ca: Vec<u8>,
+    /// `node.crt`
+    pub certificate: Vec<u8>,
+    /// `node.key`
+    pub key: Vec<u8>,
+}
+
+impl std::fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Certificates(hidden)")
+    }
+}
+
+/// Tells all cores of a node to hand off what they lead and end. May be set from any thread.
+#[derive(Clone, Default, Debug)]
+pub struct StopSignal(Arc<AtomicBool>);
+
+impl StopSignal {
+    /// Asks the node to end.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Why a node cannot start or go on. The process must exit with a failure.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NodeFailure(pub String);
+
+/// One core's whole state.
+pub(crate) struct Core<R: Runtime> {
+    pub(crate) runtime: R,
+    pub(crate) mesh: R::Mesh<CoreMessage<R::Handoff>>,
+    pub(crate) input: Arc<NodeInput>,
+    pub(crate) identity: Identity,
+    pub(crate) tls: Option<TlsConfig>,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) peers: Peers<R>,
+    /// None until the cluster is formed and this core's logs are open.
+    pub(crate) serving: RefCell<Option<Serving<R>>>,
+    /// Replicas that may have output; see `emit`.
+    pub(crate) dirty: RefCell<Vec<u32>>,
+    /// Something happened in this round.
+    pub(crate) round: Notify,
+    pub(crate) tickets: RefCell<Tickets>,
+    /// Snapshots on their way in, by sender's id.
+    pub(crate) incoming: RefCell<BTreeMap<u64, Incoming<R>>>,
+    pub(crate) connections: Cell<u32>,
+    /// What core 0 says of forming, for status: a state and its problems.
+    pub(crate) forming_status: RefCell<(String, Vec<String>)>,
+    /// Core 0 only: how the cluster was or is being formed.
+    pub(crate) forming: RefCell<Option<Forming>>,
+    pub(crate) started_at: krita_runtime::Instant,
+    failure: RefCell<Option<NodeFailure>>,
+    ended: Cell<bool>,
+    end: Notify,
+}
+
+/// What a core has once it serves.
+pub(crate) struct Serving<R: Runtime> {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) logs: Vec<LogWriter<R>>,
+    pub(crate) replicas: BTreeMap<u32, Replica<R>>,
+}
+
+impl<R: Runtime> Core<R> {
+    pub(crate) fn new(
+        runtime: R,
+        mesh: R::Mesh<CoreMessage<R::Handoff>>,
+        input: Arc<NodeInput>,
+        identity: Identity,
+    ) -> Result<Self, NodeFailure> {
+        let tls = match &input.certificates {
+            None => None,
+            Some(set) => Some(
+                TlsConfig::from_pem(&set.ca, &set.certificate, &set.key)
+                    .map_err(|error| NodeFailure(format!("the certificates cannot be used: {error}")))?,
+            ),
+        };
+        let authenticator = match input.config.token_digest {
+            Some(digest) => Authenticator::with_admin_token(digest),
+            None => Authenticator::open(),
+        };
+        let peers = Peers::new(&runtime, &input, tls.clone());
+        let started_at = runtime.now();
+        Ok(Self {
+            runtime,
+            mesh,
+            input,
+            identity,
+            tls,
+            authenticator,
+            peers,
+            serving: RefCell::new(None),
+            dirty: RefCell::default(),
+            round: Notify::new(),
+            tickets: RefCell::default(),
+            incoming: RefCell::default(),
+            connections: Cell::new(0),
+            forming_status: RefCell::new(("starting".to_owned(), Vec::new())),
+            forming: RefCell::new(None),
+            started_at,
+            failure: RefCell::new(None),
+            ended: Cell::new(false),
+            end: Notify::new(),
+        })
+    }
+
+    /// Starts what runs for the core's whole life.
+    pub(crate) async fn start(self: &Rc<Self>) -> Result<(), NodeFailure> {
+        let address = self.input.config.bind_address;
+        let listener = self.runtime.listen(address).await.map_err(|error| {
+            NodeFailure(format!("cannot listen on {address}: {error}; is another node running there?"))
+        })?;
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "accept", core.accept_connections(listener));
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "emit", core.emit_rounds());
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "mesh", core.receive_from_cores());
+        Ok(())
+    }
+
+    /// Ends the node because it cannot go on safely.
+    pub(crate) fn fail(&self, reason: String) {
+        if self.failure.borrow().is_none() {
+            tracing::error!(reason, "this node gives up");
+            *self.failure.borrow_mut() = Some(NodeFailure(reason));
+        }
+        self.finish();
+    }
+
+    /// Ends the core in good order.
+    pub(crate) fn finish(&self) {
+        self.ended.set(true);
+        self.end.notify();
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ended.get()
+    }
+
+    /// Completes when the core ends, with the reason if it failed.
+    pub(crate) async fn end(&self) -> Result<(), NodeFailure> {
+        self.end.notified().await;
+        match self.failure.borrow().clone() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether this is the core that forms the cluster and speaks for the node.
+    pub(crate) fn is_first(&self) -> bool {
+        self.runtime.core() == CoreId(0)
+    }
+
+    /// Why a request cannot be served yet.
+    pub(crate) fn not_serving(&self) -> Failure {
+        Failure::not_ready(format!("this node does not serve yet: {}", self.forming_status.borrow().0))
+    }
+
+    async fn receive_from_cores(self: Rc<Self>) {
+        while !self.is_ending() {
+            let message = self.mesh.receive().await;
+            self.on_core_message(message);
+        }
+    }
+
+    fn on_core_message(self: &Rc<Self>, message: CoreMessage<R::Handoff>) {
+        match message {
+            CoreMessage::Identity(_) => {}
+            CoreMessage::Connection { handoff, prefix } => match self.runtime.attach(handoff) {
+                Ok(stream) => self.admit(stream, prefix),
+                Err(error) => tracing::warn!(%error, "a connection was lost between cores"),
+            },
+            CoreMessage::Request(request) => self.on_request_from_core(*request),
+            CoreMessage::NodeRequest { from, ticket, request } => {
+                self.on_node_request_from_core(from, ticket, *request);
+            }
+            CoreMessage::Reply { ticket, kind, body } => {
+                if let Some(responder) = self.tickets.borrow_mut().redeem(ticket) {
+                    responder.body(kind, body);
+                }
+            }
+            CoreMessage::Raft { node_number, messages } => self.step_messages(node_number, messages),
+            CoreMessage::Serve(serve) => self.begin_serving(serve),
+            CoreMessage::Finish => self.finish(),
+            CoreMessage::FormingStatus { state, problems } => {
+                *self.forming_status.borrow_mut() = (state, problems);
+            }
+        }
+    }
+
+    /// Opens this core's logs and starts to take part, in a task of its own.
+    pub(crate) fn begin_serving(self: &Rc<Self>, serve: Arc<Serve>) {
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "open", async move {
+            if let Err(failure) = core.open(Arc::new(serve.cluster.clone())).await {
+                core.fail(failure.0);
+            }
+        });
+    }
+}
+
+/// Requests that other cores are to answer, by number.
+#[derive(Default)]
+pub(crate) struct Tickets {
+    next: u64,
+    open: BTreeMap<u64, Responder>,
+}
+
+impl Tickets {
+    /// A number for the request; gives the responder back if too many are open.
+    pub(crate) fn issue(&mut self, responder: Responder) -> Result<u64, Responder> {
+        if self.open.len() >= TICKETS_MAX {
+            return Err(responder);
+        }
+        self.next += 1;
+        self.open.insert(self.next, responder);
+        Ok(self.next)
+    }
+
+    /// The responder behind a number, once.
+    pub(crate) fn redeem(&mut self, ticket: u64) -> Option<Responder> {
+        self.open.remove(&ticket)
+    }
+}

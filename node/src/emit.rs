@@ -1,0 +1,273 @@
+//! The end of a core's round: what the replicas that were touched want done is gathered, then emitted once, as one
+//! write to the log and one burst to each peer.
+//!
+//! While a log write is in flight the next batch collects. That is all there is to group commit: no timer and no
+//! tuning. Messages that must wait for the disk wait with the batch that carries their records.
+
+use std::rc::Rc;
+
+use krita_engine::{Batch, LogError, Store};
+use krita_raft::{Entry, Index, LogLoad, Message, Ready, ReadyNumber, Term};
+use krita_runtime::{Runtime, TaskClass};
+
+use crate::core::{Core, Serving};
+use crate::replica::{Applied, Replica, raft_time};
+use crate::wire::{self, Payload};
+
+/// Rounds of one replica before the others get their turn.
+const ROUNDS_MAX: usize = 8;
+
+/// Bytes of entries read from the log at a time, to be applied or sent.
+const LOAD_BYTES_MAX: usize = 1 << 20;
+
+/// One log of this core, and what is on its way to it.
+pub(crate) struct LogWriter<R: Runtime> {
+    pub(crate) store: Store<R>,
+    /// What the next write will hold.
+    batch: Batch,
+    /// Who waits for the next write.
+    waiting: Vec<Waiting>,
+    in_flight: bool,
+}
+
+/// A Ready that is durable once the batch is.
+struct Waiting {
+    shard: u32,
+    number: ReadyNumber,
+    messages_after: Vec<Message<Payload>>,
+}
+
+impl<R: Runtime> LogWriter<R> {
+    pub(crate) fn new(store: Store<R>) -> Self {
+        let batch = store.batch();
+        Self { store, batch, waiting: Vec::new(), in_flight: false }
+    }
+}
+
+impl<R: Runtime> Core<R> {
+    /// Notes that a replica may have output; the end of this round takes it.
+    pub(crate) fn touch(&self, replica: &mut Replica<R>) {
+        if !replica.is_dirty {
+            replica.is_dirty = true;
+            self.dirty.borrow_mut().push(replica.shard);
+            self.round.notify();
+        }
+    }
+
+    /// Emits at the end of every round, for as long as the core lives.
+    pub(crate) async fn emit_rounds(self: Rc<Self>) {
+        loop {
+            self.round.notified().await;
+            self.emit();
+        }
+    }
+
+    fn emit(self: &Rc<Self>) {
+        let dirty = std::mem::take(&mut *self.dirty.borrow_mut());
+        let mut guard = self.serving.borrow_mut();
+        let Some(serving) = guard.as_mut() else { return };
+        for shard in dirty {
+            self.emit_replica(serving, shard);
+        }
+        for log in 0..serving.logs.len() {
+            self.start_write(serving, log);
+        }
+        drop(guard);
+        self.peers.flush();
+    }
+
+    fn emit_replica(self: &Rc<Self>, serving: &mut Serving<R>, shard: u32) {
+        let Serving { replicas, logs, .. } = serving;
+        let Some(replica) = replicas.get_mut(&shard) else { return };
+        replica.is_dirty = false;
+        if replica.hold_output {
+            return;
+        }
+        for _ in 0..ROUNDS_MAX {
+            while let Some(ready) = replica.ready() {
+                self.take_ready(replica, &mut logs[replica.log], ready);
+            }
+            let before = replica.applied;
+            match replica.apply() {
+                Applied::All if replica.applied == before => return,
+                Applied::All | Applied::More => {}
+                Applied::Load { from, through } => {
+                    self.load_to_apply(replica, from, through);
+                    return;
+                }
+            }
+        }
+        // Still not at rest: others first.
+        self.touch(replica);
+    }
+
+    fn take_ready(self: &Rc<Self>, replica: &mut Replica<R>, log: &mut LogWriter<R>, ready: Ready<Payload>) {
+        let has_records = ready.has_records();
+        let shard = replica.engine_shard();
+        if let Some(hard_state) = ready.hard_state {
+            log.batch.hard_state(shard, engine_hard_state(hard_state));
+        }
+        if let Some(index) = ready.truncate_after {
+            log.batch.truncate_after(shard, krita_engine::Index(index.0));
+        }
+        for entry in ready.entries {
+            log.batch.entry(shard, engine_entry(entry));
+        }
+        self.send_all(replica, ready.messages);
+        if has_records || replica.unflushed > 0 {
+            replica.unflushed += 1;
+            log.waiting.push(Waiting {
+                shard: replica.shard,
+                number: ready.number,
+                messages_after: ready.messages_after,
+            });
+        } else {
+            replica.raft.durable(raft_time(self.runtime.now()), ready.number);
+            self.send_all(replica, ready.messages_after);
+        }
+        for load in ready.log_loads {
+            self.load_to_send(replica, load);
+        }
+        for needed in ready.snapshots {
+            self.send_snapshot(replica, needed.to);
+        }
+    }
+
+    fn send_all(&self, replica: &Replica<R>, messages: Vec<Message<Payload>>) {
+        for message in messages {
+            if let Some(node) = replica.nodes.get(&message.to) {
+                self.peers.queue(*node, wire::encode(replica.shard, message));
+            }
+        }
+    }
+
+    fn start_write(self: &Rc<Self>, serving: &mut Serving<R>, position: usize) {
+        let log = &mut serving.logs[position];
+        if log.in_flight || log.waiting.is_empty() {
+            return;
+        }
+        let batch = std::mem::replace(&mut log.batch, log.store.batch());
+        let waiting = std::mem::take(&mut log.waiting);
+        log.in_flight = true;
+        let (core, store) = (self.clone(), log.store.clone());
+        self.runtime.spawn(TaskClass::Foreground, "log-write", async move {
+            let written = match batch.is_empty() {
+                true => Ok(()),
+                false => store.write(batch).await,
+            };
+            core.on_written(position, waiting, written);
+        });
+    }
+
+    /// A write has completed: what waited for it is durable, or the log is lost to this process.
+    fn on_written(self: &Rc<Self>, position: usize, waiting: Vec<Waiting>, written: Result<(), LogError>) {
+        if let Err(error) = written {
+            // What is on disk is unknown now; nothing that waited may be acknowledged, ever.
+            self.fail(format!("log write failed: {error}"));
+            return;
+        }
+        let now = raft_time(self.runtime.now());
+        let mut guard = self.serving.borrow_mut();
+        let Some(serving) = guard.as_mut() else { return };
+        serving.logs[position].in_flight = false;
+        for Waiting { shard, number, messages_after } in waiting {
+            let Some(replica) = serving.replicas.get_mut(&shard) else { continue };
+            replica.unflushed -= 1;
+            if replica.unflushed == 0 {
+                replica.flushed.notify();
+            }
+            replica.raft.durable(now, number);
+            self.send_all(replica, messages_after);
+            self.touch(replica);
+        }
+        self.round.notify();
+    }
+
+    /// Reads committed entries that are no longer in memory, and applies them.
+    fn load_to_apply(self: &Rc<Self>, replica: &mut Replica<R>, from: Index, through: Index) {
+        replica.apply_paused = true;
+        let (core, store, shard) = (self.clone(), replica.store.clone(), replica.shard);
+        self.runtime.spawn(TaskClass::Foreground, "load-to-apply", async move {
+            let entries = read_entries(&store, shard, from, through, LOAD_BYTES_MAX).await;
+            core.with_replica(shard, |replica| {
+                replica.apply_paused = false;
+                match entries {
+                    // A snapshot may have replaced the log while it was read.
+                    Ok(entries) if replica.applied.next() == from => {
+                        replica.apply_entries(&entries);
+                    }
+                    Ok(_) => {}
+                    Err(reason) if replica.applied.next() == from => replica.stop(reason),
+                    Err(_) => {}
+                }
+            });
+        });
+    }
+
+    /// Reads entries for a follower that lags behind what is in memory.
+    fn load_to_send(self: &Rc<Self>, replica: &Replica<R>, load: LogLoad) {
+        let (core, store, shard) = (self.clone(), replica.store.clone(), replica.shard);
+        self.runtime.spawn(TaskClass::Foreground, "load-to-send", async move {
+            let entries = read_entries(&store, shard, load.from, load.through, load.bytes_max).await;
+            core.with_replica(shard, |replica| {
+                let now = raft_time(core.runtime.now());
+                match entries {
+                    Ok(entries) if !entries.is_empty() => replica.raft.log_loaded(now, load.to, entries),
+                    _ => replica.raft.log_load_failed(now, load.to),
+                }
+            });
+        });
+    }
+
+    /// Runs `change` on a replica of this core, if it is here, and notes that it may have output.
+    pub(crate) fn with_replica<T>(&self, shard: u32, change: impl FnOnce(&mut Replica<R>) -> T) -> Option<T> {
+        let mut guard = self.serving.borrow_mut();
+        let replica = guard.as_mut()?.replicas.get_mut(&shard)?;
+        let result = change(replica);
+        self.touch(replica);
+        Some(result)
+    }
+}
+
+async fn read_entries<R: Runtime>(
+    store: &Store<R>,
+    shard: u32,
+    from: Index,
+    through: Index,
+    bytes_max: usize,
+) -> Result<Vec<Entry<Payload>>, String> {
+    let engine_shard = krita_engine::ShardId(shard);
+    let (from, through) = (krita_engine::Index(from.0), krita_engine::Index(through.0));
+    let records =
+        store.read_entries(engine_shard, from, through, bytes_max).await.map_err(|error| error.to_string())?;
+    records.into_iter().map(raft_entry).collect()
+}
+
+fn raft_entry(record: krita_engine::EntryRecord) -> Result<Entry<Payload>, String> {
+    let kind = wire::kind_of(u32::from(record.kind))
+        .ok_or_else(|| format!("entry {} has kind {}, unknown to this version", record.index, record.kind))?;
+    Ok(Entry {
+        term: Term(record.term.0),
+        index: Index(record.index.0),
+        kind,
+        payload: Payload(record.payload),
+    })
+}
+
+fn engine_entry(entry: Entry<Payload>) -> krita_engine::EntryRecord {
+    krita_engine::EntryRecord {
+        index: krita_engine::Index(entry.index.0),
+        term: krita_engine::Term(entry.term.0),
+        kind: wire::kind_number(entry.kind),
+        payload: entry.payload.0,
+    }
+}
+
+/// Raft's hard state in the engine's terms.
+pub(crate) fn engine_hard_state(state: krita_raft::HardState) -> krita_engine::HardState {
+    krita_engine::HardState {
+        term: krita_engine::Term(state.term.0),
+        vote: state.vote.map(|vote| vote.0),
+        commit: krita_engine::Index(state.commit.0),
+    }
+}

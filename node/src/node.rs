@@ -1,0 +1,311 @@
+//! A node from start to end: who it is, forming its cluster, giving each core its shards, and serving.
+//!
+//! Core 0 does what a node does once: it locks the data directory, forms the cluster, and says which core owns
+//! what. Every core listens from the beginning, so that a node that is still forming can say so.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use krita_net::PeerLink;
+use krita_proto::v1;
+use krita_runtime::{CoreId, Mesh, Runtime, TaskClass};
+
+use crate::cluster::{self, Cluster};
+use crate::core::{Core, NodeFailure, NodeInput};
+use crate::failure::Failure;
+use crate::forming::{Forming, FormingOptions, Request, RequestBody};
+use crate::identity::{self, ClusterId, ClusterRecord, Identity};
+use crate::mesh::{CoreMessage, Serve};
+use crate::ownership;
+use crate::responder::Responder;
+
+/// How often a node that forms asks again.
+const FORMING_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long a peer has to answer while forming.
+const FORMING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often forming's state goes to the log while nothing changes.
+const FORMING_LOG_EVERY: u32 = 20;
+
+/// Runs one core of a node until it is told to stop or cannot go on. Every core of the node calls this with the same
+/// input.
+///
+/// # Errors
+/// The node cannot start or must not go on; the process must exit with a failure, whatever the other cores do.
+pub async fn run_core<R: Runtime>(
+    runtime: R,
+    mesh: R::Mesh<CoreMessage<R::Handoff>>,
+    input: Arc<NodeInput>,
+) -> Result<(), NodeFailure> {
+    let identity = match runtime.core() {
+        CoreId(0) => {
+            let identity = claim_directory(&runtime, &input).await?;
+            for core in (1..mesh.cores()).map(CoreId) {
+                if mesh.send(core, CoreMessage::Identity(identity.clone())).is_err() {
+                    return Err(NodeFailure(format!("{core} does not start")));
+                }
+            }
+            identity
+        }
+        CoreId(_) => loop {
+            if let CoreMessage::Identity(identity) = mesh.receive().await {
+                break identity;
+            }
+        },
+    };
+    let core = Rc::new(Core::new(runtime, mesh, input, identity)?);
+    core.start().await?;
+    if core.is_first() {
+        core.begin_forming().await?;
+        let watch = core.clone();
+        core.runtime.spawn(TaskClass::Background, "watch-quorum", watch.watch_quorum());
+    }
+    core.end().await
+}
+
+/// Takes the data directory for this process, and learns or decides who the node is.
+async fn claim_directory<R: Runtime>(runtime: &R, input: &NodeInput) -> Result<Identity, NodeFailure> {
+    let directory = &input.config.data_directory;
+    let bad = |what: String| NodeFailure(format!("data directory {}: {what}", directory.display()));
+    runtime
+        .create_directory(directory)
+        .await
+        .map_err(|error| bad(format!("cannot be made: {error}; choose another with KRITA_DATA_DIRECTORY")))?;
+    // The directory itself must survive a power cut, or all that is in it goes with it.
+    if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        runtime.sync_directory(parent).await.map_err(|error| bad(format!("cannot be made durable: {error}")))?;
+    }
+    runtime.lock_directory(directory).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => {
+            bad("another kritad uses it; stop that one, or give this one its own data_directory".to_owned())
+        }
+        _ => bad(format!("cannot be locked: {error}")),
+    })?;
+    identity::load_or_create_identity(runtime, directory, &input.config.node_id)
+        .await
+        .map_err(|error| NodeFailure(error.to_string()))
+}
+
+impl<R: Runtime> Core<R> {
+    /// Forms the cluster, in a task of its own, then lets every core serve.
+    async fn begin_forming(self: &Rc<Self>) -> Result<(), NodeFailure> {
+        let config = &self.input.config;
+        let stored = identity::load_cluster(&self.runtime, &config.data_directory)
+            .await
+            .map_err(|error| NodeFailure(error.to_string()))?;
+        let options = FormingOptions {
+            cluster_name: config.cluster_name.clone(),
+            advertised_address: config.advertised_address.clone(),
+            initial_peers: config.peers.clone(),
+            shard_count: config.shards,
+            replication_factor: config.replication_factor,
+        };
+        let forming = Forming::new(options, self.identity.clone(), stored)
+            .map_err(|error| NodeFailure(error.to_string()))?;
+        *self.forming.borrow_mut() = Some(forming);
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "form", async move {
+            if let Err(failure) = core.form_and_serve().await {
+                core.fail(failure.0);
+            }
+        });
+        Ok(())
+    }
+
+    async fn form_and_serve(self: &Rc<Self>) -> Result<(), NodeFailure> {
+        let Some(record) = self.form().await? else { return Ok(()) };
+        let cluster = self.take_shares(record).await?;
+        let serve = Arc::new(Serve { cluster });
+        for core in (1..self.mesh.cores()).map(CoreId) {
+            self.send_to_core(core, CoreMessage::Serve(serve.clone()));
+        }
+        self.begin_serving(serve.clone());
+        self.finish_forming().await
+    }
+
+    /// Until the cluster is formed: one round after the other. `None`: the node was told to stop.
+    async fn form(self: &Rc<Self>) -> Result<Option<ClusterRecord>, NodeFailure> {
+        let links = FormingLinks { core: self.clone(), links: RefCell::default() };
+        let mut rounds = 0;
+        let mut last = String::new();
+        loop {
+            if let Some(record) = self.forming_step(&links).await? {
+                links.stop();
+                tracing::info!(cluster = record.cluster_name, members = record.members.len(), "cluster formed");
+                return Ok(Some(record));
+            }
+            let status = self.with_forming(|forming| forming.status());
+            if status.text != last || rounds % FORMING_LOG_EVERY == 0 {
+                tracing::info!(problems = ?status.problems, "{}", status.text);
+                last.clone_from(&status.text);
+            }
+            rounds += 1;
+            self.publish_forming(status.text, status.problems);
+            if self.input.stop.is_set() {
+                self.stop_before_serving();
+                return Ok(None);
+            }
+            self.runtime.sleep(FORMING_INTERVAL).await;
+        }
+    }
+
+    /// One round of forming: persist what must be, then ask whom must be asked. The record, once it is final.
+    async fn forming_step(
+        self: &Rc<Self>,
+        links: &FormingLinks<R>,
+    ) -> Result<Option<ClusterRecord>, NodeFailure> {
+        let fresh = ClusterId::random(&self.runtime);
+        let step = self.with_forming(|forming| forming.step(fresh));
+        if let Some(state) = &step.persist {
+            self.persist_cluster(state).await?;
+        }
+        if let Some(record) = self.with_forming(|forming| forming.formed().cloned()) {
+            return Ok(Some(record));
+        }
+        let asked: Vec<_> = step.requests.into_iter().map(|request| links.ask(request)).collect();
+        futures_util::future::join_all(asked).await;
+        Ok(self.with_forming(|forming| forming.formed().cloned()))
+    }
+
+    async fn persist_cluster(&self, state: &identity::ClusterState) -> Result<(), NodeFailure> {
+        identity::store_cluster(&self.runtime, &self.input.config.data_directory, state)
+            .await
+            .map_err(|error| NodeFailure(error.to_string()))?;
+        self.with_forming(Forming::persisted);
+        Ok(())
+    }
+
+    /// Once formed, whoever has not heard so is told, until all have been.
+    async fn finish_forming(self: &Rc<Self>) -> Result<(), NodeFailure> {
+        let links = FormingLinks { core: self.clone(), links: RefCell::default() };
+        while !self.is_ending() {
+            let fresh = ClusterId::random(&self.runtime);
+            let step = self.with_forming(|forming| forming.step(fresh));
+            if let Some(state) = &step.persist {
+                self.persist_cluster(state).await?;
+            }
+            if step.requests.is_empty() {
+                break;
+            }
+            let asked: Vec<_> = step.requests.into_iter().map(|request| links.ask(request)).collect();
+            futures_util::future::join_all(asked).await;
+            self.runtime.sleep(FORMING_INTERVAL).await;
+        }
+        links.stop();
+        Ok(())
+    }
+
+    /// What this node has of the cluster's shards, and which of its cores owns which.
+    async fn take_shares(&self, record: ClusterRecord) -> Result<Cluster, NodeFailure> {
+        let own = record.member_by_uuid(self.identity.node_uuid).ok_or_else(|| {
+            NodeFailure("this data directory is no member of the cluster that it names".to_owned())
+        })?;
+        let node_number = own.number;
+        let placements = cluster::placements(&record);
+        let has_replica: Vec<bool> = placements
+            .iter()
+            .map(|placement| placement.replicas.iter().any(|replica| replica.node_number == node_number))
+            .collect();
+        let cores = self.mesh.cores();
+        let ownership = ownership::prepare(&self.runtime, &self.input.config, &has_replica, cores).await?;
+        Ok(Cluster {
+            record,
+            identity: self.identity.clone(),
+            node_number,
+            placements,
+            shard_logs: ownership.shard_logs,
+            logs_total: ownership.logs_total,
+            cores,
+            boot_id: self.input.boot_id,
+        })
+    }
+
+    fn publish_forming(self: &Rc<Self>, state: String, problems: Vec<String>) {
+        for core in (1..self.mesh.cores()).map(CoreId) {
+            self.send_to_core(
+                core,
+                CoreMessage::FormingStatus { state: state.clone(), problems: problems.clone() },
+            );
+        }
+        *self.forming_status.borrow_mut() = (state, problems);
+    }
+
+    fn stop_before_serving(self: &Rc<Self>) {
+        for core in (1..self.mesh.cores()).map(CoreId) {
+            self.send_to_core(core, CoreMessage::Finish);
+        }
+        self.finish();
+    }
+
+    pub(crate) fn with_forming<T>(&self, change: impl FnOnce(&mut Forming) -> T) -> T {
+        change(self.forming.borrow_mut().as_mut().expect("core 0 has forming from its start"))
+    }
+
+    /// Another node asks who this one is.
+    pub(crate) fn answer_identify(&self, responder: Responder) {
+        let boot_id = self.input.boot_id;
+        match self.forming.borrow().as_ref() {
+            Some(forming) => responder.message(&forming.on_identify(boot_id)),
+            None => responder.fail(&Failure::not_ready("the node is starting")),
+        }
+    }
+
+    /// Another node proposes or fixes the cluster's record.
+    pub(crate) fn answer_form(self: &Rc<Self>, from: v1::NodeIdentity, form: v1::Form, responder: Responder) {
+        if self.forming.borrow().is_none() {
+            return responder.fail(&Failure::not_ready("the node is starting"));
+        }
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "answer-form", async move {
+            let answer = core.with_forming(|forming| forming.on_form(&from, &form));
+            if let Some(state) = &answer.persist
+                && let Err(failure) = core.persist_cluster(state).await
+            {
+                // What is on disk is not known: promise nothing.
+                core.fail(failure.0);
+                return;
+            }
+            responder.message(&answer.reply);
+        });
+    }
+}
+
+/// Links to the initial peers, by address, while nobody has a number.
+struct FormingLinks<R: Runtime> {
+    core: Rc<Core<R>>,
+    links: RefCell<std::collections::BTreeMap<String, PeerLink<R>>>,
+}
+
+impl<R: Runtime> FormingLinks<R> {
+    fn link(&self, address: &str) -> PeerLink<R> {
+        let mut links = self.links.borrow_mut();
+        let link = links
+            .entry(address.to_owned())
+            .or_insert_with(|| self.core.peers.forming_link(address, self.core.bare_identity()));
+        link.clone()
+    }
+
+    async fn ask(&self, request: Request) {
+        let link = self.link(&request.address);
+        let deadline = self.core.runtime.now() + FORMING_TIMEOUT;
+        match request.body {
+            RequestBody::Identify => {
+                let reply = link.request(&v1::Identify {}, deadline).await.map_err(|error| error.to_string());
+                self.core.with_forming(|forming| forming.on_identify_reply(&request.address, reply.as_ref().map_err(Clone::clone)));
+            }
+            RequestBody::Form(form) => {
+                let reply = link.request(&form, deadline).await.map_err(|error| error.to_string());
+                self.core.with_forming(|forming| forming.on_form_reply(&request.address, reply.as_ref().map_err(Clone::clone)));
+            }
+        }
+    }
+
+    fn stop(&self) {
+        for link in self.links.borrow().values() {
+            link.stop();
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Opening a core's logs and bringing its replicas to life.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use krita_engine::{CheckpointMeta, LogId, NewShard, RecoveredShard, ShardId, Store};
+use krita_proto::v1;
+use krita_raft::{Configuration, HardState, Index, Position, Raft, ReplicaId, Restored, Term, TermRun};
+use krita_runtime::{Runtime, TaskClass};
+
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::core::{Core, NodeFailure, Serving};
+use crate::emit::LogWriter;
+use crate::machine::Machine;
+use crate::ownership;
+use crate::replica::{Replica, ReplicaParts, raft_time};
+use crate::wire;
+
+/// The epoch of the one shard map that a statically placed cluster has.
+pub(crate) const STATIC_EPOCH: u64 = 1;
+
+/// How a log of this node is opened.
+pub(crate) fn log_options(config: &Config, log: u16, logs_total: u16) -> krita_engine::Options {
+    let mut options = krita_engine::Options::new(log_directory(config, log), LogId(log));
+    options.segment_bytes = u32::try_from(config.segment_bytes).expect("bounded by the configuration");
+    options.value_cache_bytes =
+        usize::try_from(config.value_cache_bytes / u64::from(logs_total.max(1))).unwrap_or(usize::MAX);
+    options.checkpoint_after_bytes = config.checkpoint_after_bytes;
+    options.batch_bytes_max = options.batch_bytes_max.min(options.segment_bytes / 4);
+    options.piece_bytes = options.piece_bytes.min(options.batch_bytes_max / 2);
+    options
+}
+
+fn log_directory(config: &Config, log: u16) -> PathBuf {
+    config.data_directory.join(format!("log-{log:03}"))
+}
+
+impl<R: Runtime> Core<R> {
+    /// Opens the logs of this core, and starts its replicas and their background work.
+    pub(crate) async fn open(self: &Rc<Self>, cluster: Arc<Cluster>) -> Result<(), NodeFailure> {
+        let here = self.runtime.core();
+        let mut logs = Vec::new();
+        let mut replicas = BTreeMap::new();
+        for log in (0..cluster.logs_total).filter(|log| cluster.core_of_log(*log) == here) {
+            let (store, recovered) = self.open_log(&cluster, log).await?;
+            for shard in recovered {
+                let replica = self.restore(&cluster, &store, logs.len(), shard)?;
+                replicas.insert(replica.shard, replica);
+            }
+            logs.push(LogWriter::new(store));
+        }
+        tracing::info!(core = here.0, logs = logs.len(), shards = replicas.len(), "serving");
+        self.peers.begin(&cluster);
+        *self.serving.borrow_mut() = Some(Serving { cluster, logs, replicas });
+        *self.forming_status.borrow_mut() = ("serving".to_owned(), Vec::new());
+        self.start_background();
+        Ok(())
+    }
+
+    /// Opens one log and makes its shards what the ownership says: new ones are created, foreign ones removed.
+    async fn open_log(
+        &self,
+        cluster: &Cluster,
+        log: u16,
+    ) -> Result<(Store<R>, Vec<RecoveredShard>), NodeFailure> {
+        let config = &self.input.config;
+        let (store, recovered) =
+            krita_engine::open(self.runtime.clone(), log_options(config, log, cluster.logs_total))
+                .await
+                .map_err(|error| NodeFailure(format!("log {log} cannot be opened: {error}")))?;
+        let mut mine = BTreeMap::new();
+        for shard in recovered {
+            if cluster.shard_logs.get(shard.shard.0 as usize - 1) == Some(&Some(log)) {
+                mine.insert(shard.shard.0, shard);
+            } else {
+                // Left over from a handoff to another log: that one owns it now.
+                tracing::info!(log, shard = shard.shard.0, "removing what another log owns");
+                store.remove_shard(shard.shard).await.map_err(|error| failure(log, &error))?;
+            }
+        }
+        let missing: Vec<u32> = (1..=cluster.shard_count())
+            .filter(|shard| cluster.shard_logs[*shard as usize - 1] == Some(log) && !mine.contains_key(shard))
+            .collect();
+        if !missing.is_empty() {
+            self.create_shards(cluster, log, &store, missing, &mut mine).await?;
+        }
+        Ok((store, mine.into_values().collect()))
+    }
+
+    /// Creates the shards of a log at its very first opening. A shard that is missing later is lost data: a
+    /// replica that forgot what it acknowledged must not vote.
+    async fn create_shards(
+        &self,
+        cluster: &Cluster,
+        log: u16,
+        store: &Store<R>,
+        missing: Vec<u32>,
+        mine: &mut BTreeMap<u32, RecoveredShard>,
+    ) -> Result<(), NodeFailure> {
+        let marker = self.input.config.data_directory.join(format!("log-{log:03}.created"));
+        if ownership::exists(&self.runtime, &marker).await {
+            return Err(NodeFailure(format!(
+                "log {log} does not hold shards {missing:?}, which this node had: its files are damaged or \
+                 were removed. The node must not vote with a forgotten past; restore the files, or replace \
+                 the node"
+            )));
+        }
+        let fresh: Vec<NewShard> = missing.iter().filter_map(|shard| new_shard(cluster, *shard)).collect();
+        for shard in &fresh {
+            mine.insert(shard.shard.0, recovered_fresh(shard));
+        }
+        store.create_shards(fresh).await.map_err(|error| failure(log, &error))?;
+        self.runtime
+            .replace_small_file(&marker, b"the shards of this log have been created\n")
+            .await
+            .map_err(|error| NodeFailure(format!("{} cannot be written: {error}", marker.display())))
+    }
+
+    fn restore(
+        &self,
+        cluster: &Cluster,
+        store: &Store<R>,
+        log: usize,
+        recovered: RecoveredShard,
+    ) -> Result<Replica<R>, NodeFailure> {
+        let shard = recovered.shard.0;
+        let bad = |what: &str| NodeFailure(format!("the checkpoint of shard {shard} holds no valid {what}"));
+        let configuration = wire::decode_configuration(&recovered.checkpoint.configuration)
+            .ok_or_else(|| bad("membership"))?;
+        let machine = Machine::decode(&recovered.checkpoint.machine).map_err(|_| bad("state machine"))?;
+        let may_have_run_before = recovered.hard_state != krita_engine::HardState::default();
+        let config = raft_config(
+            &self.input.config,
+            ReplicaId(recovered.replica.0),
+            self.runtime.random_u64(),
+        );
+        let applied = Index(recovered.checkpoint.applied.0);
+        let applied_term = Term(recovered.checkpoint.term.0);
+        let restored = Restored {
+            hard_state: HardState {
+                term: Term(recovered.hard_state.term.0),
+                vote: recovered.hard_state.vote.map(ReplicaId),
+                commit: Index(recovered.hard_state.commit.0),
+            },
+            configuration,
+            log_start: Position { index: applied, term: applied_term },
+            terms: recovered
+                .terms
+                .iter()
+                .map(|(first, term)| TermRun { first: Index(first.0), term: Term(term.0) })
+                .collect(),
+            last: Index(recovered.last_index.0),
+            applied,
+            may_have_run_before,
+        };
+        let raft = Raft::new(config, restored, raft_time(self.runtime.now()))
+            .map_err(|error| NodeFailure(format!("shard {shard} cannot start: {error}")))?;
+        let placement = cluster.placement(shard).ok_or_else(|| bad("shard number"))?;
+        Ok(Replica::new(ReplicaParts {
+            shard,
+            log,
+            raft,
+            machine,
+            store: store.clone(),
+            runtime: self.runtime.clone(),
+            nodes: placement
+                .replicas
+                .iter()
+                .map(|replica| (ReplicaId(replica.replica_id), replica.node_number))
+                .collect(),
+            served_by: v1::ServedBy {
+                shard,
+                node_number: cluster.node_number,
+                core: u32::from(self.runtime.core().0),
+                epoch: STATIC_EPOCH,
+            },
+            applied,
+            applied_term,
+            generation: recovered.checkpoint.generation,
+        }))
+    }
+
+    fn start_background(self: &Rc<Self>) {
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "tick", core.tick());
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Background, "checkpoint", core.checkpoint_when_due());
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "balance", core.balance_leaders());
+        // Replicas that may lead at once (a group of one) have something to do.
+        let mut guard = self.serving.borrow_mut();
+        if let Some(serving) = guard.as_mut() {
+            for replica in serving.replicas.values_mut() {
+                self.touch(replica);
+            }
+        }
+    }
+}
+
+fn failure(log: u16, error: &krita_engine::LogError) -> NodeFailure {
+    NodeFailure(format!("log {log}: {error}"))
+}
+
+fn new_shard(cluster: &Cluster, shard: u32) -> Option<NewShard> {
+    let placement = cluster.placement(shard)?;
+    let own = placement.replicas.iter().find(|replica| replica.node_number == cluster.node_number)?;
+    let voters = placement.replicas.iter().map(|replica| ReplicaId(replica.replica_id));
+    let configuration = Configuration::new(voters, []);
+    Some(NewShard {
+        shard: ShardId(shard),
+        replica: krita_engine::ReplicaId(own.replica_id),
+        meta: CheckpointMeta {
+            configuration: wire::encode_configuration(&configuration),
+            machine: Machine::new().encode(),
+            generation: 1,
+            ..CheckpointMeta::default()
+        },
+        hard_state: krita_engine::HardState::default(),
+    })
+}
+
+fn recovered_fresh(shard: &NewShard) -> RecoveredShard {
+    RecoveredShard {
+        shard: shard.shard,
+        replica: shard.replica,
+        hard_state: shard.hard_state,
+        checkpoint: shard.meta.clone(),
+        terms: Vec::new(),
+        last_index: shard.meta.applied,
+    }
+}
+
+/// Raft's settings from the node's.
+fn raft_config(config: &Config, id: ReplicaId, jitter_seed: u64) -> krita_raft::Config {
+    krita_raft::Config {
+        election_timeout: config.election_timeout,
+        heartbeat_interval: config.heartbeat_interval,
+        lease: config.leader_lease,
+        clock_drift_max: config.clock_drift_max,
+        jitter_seed,
+        ..krita_raft::Config::new(id)
+    }
+}
+
+/// The data of a checkpoint as of what a replica has applied.
+pub(crate) fn checkpoint_meta<R: Runtime>(replica: &Replica<R>) -> CheckpointMeta {
+    let configuration: Bytes = wire::encode_configuration(replica.raft.configuration());
+    CheckpointMeta {
+        applied: krita_engine::Index(replica.applied.0),
+        term: krita_engine::Term(replica.applied_term.0),
+        configuration,
+        machine: replica.machine.encode(),
+        generation: replica.generation,
+    }
+}

@@ -1,0 +1,314 @@
+//! Which log of this node owns which shard, and how a shard moves between logs when the number of cores grows.
+//!
+//! A node has at least as many logs as it ever had cores; core c owns the logs whose number is c modulo the number
+//! of cores. With fewer cores than before a core opens several logs and nothing moves. With more, logs are added
+//! and shards handed to them before the node serves:
+//!
+//! 1. the shard's checkpoint, log and hard state are copied into the new log, durably, with a higher generation;
+//! 2. the ownership file is replaced, atomically: this is the moment of the handoff;
+//! 3. the old log drops the shard.
+//!
+//! A crash before 2 leaves a copy that nobody owns, after it an original that nobody owns; either is dropped at the
+//! next start, because a shard lives only where the ownership file says. So nothing stale revives.
+//!
+//! ```text
+//! file `ownership`, little-endian
+//! offset  size  field
+//!      0     8  magic "KRITAOWN"
+//!      8     4  format version: 1
+//!     12     4  CRC-32 over bytes 16 to the end
+//!     16     8  generation: rises with every handoff
+//!     24     2  number of logs
+//!     26     4  number of shards
+//!     30     2  for each shard, from 1: its log; 0xffff: no replica here
+//! ```
+
+use std::io;
+use std::path::Path;
+
+use krita_engine::{CheckpointMeta, EntryRecord, Index, RecoveredShard, Store};
+use krita_runtime::Runtime;
+
+use crate::config::Config;
+use crate::core::NodeFailure;
+use crate::open::log_options;
+
+/// The file that says which log owns which shard.
+const OWNERSHIP_FILE: &str = "ownership";
+const MAGIC: [u8; 8] = *b"KRITAOWN";
+const FORMAT_VERSION: u32 = 1;
+const HEADER_BYTES: usize = 30;
+const NO_LOG: u16 = u16::MAX;
+const FILE_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes copied at a time when a shard moves.
+const COPY_BYTES_MAX: usize = 1 << 20;
+
+/// Which log owns which shard.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Ownership {
+    pub(crate) generation: u64,
+    pub(crate) logs_total: u16,
+    /// By shard number less one.
+    pub(crate) shard_logs: Vec<Option<u16>>,
+}
+
+/// One shard to hand from one log to another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Handoff {
+    shard: u32,
+    from: u16,
+    to: u16,
+}
+
+impl Ownership {
+    /// The ownership of a node that starts with these shards on so many cores.
+    pub(crate) fn new(has_replica: &[bool], cores: u16) -> Self {
+        let mut next = 0;
+        let shard_logs = has_replica
+            .iter()
+            .map(|has_replica| {
+                has_replica.then(|| {
+                    let log = next % cores;
+                    next += 1;
+                    log
+                })
+            })
+            .collect();
+        Self { generation: 1, logs_total: cores, shard_logs }
+    }
+
+    /// The moves that give `logs` logs their even share, as few as possible; none if there are enough already.
+    fn handoffs(&self, logs: u16) -> Vec<Handoff> {
+        if logs <= self.logs_total {
+            return Vec::new();
+        }
+        let mut owned: Vec<Vec<u32>> = vec![Vec::new(); usize::from(logs)];
+        for (position, log) in self.shard_logs.iter().enumerate() {
+            if let Some(log) = log {
+                owned[usize::from(*log)].push(position as u32 + 1);
+            }
+        }
+        let total: usize = owned.iter().map(Vec::len).sum();
+        let fair = total / usize::from(logs);
+        let mut moves = Vec::new();
+        for to in self.logs_total..logs {
+            while owned[usize::from(to)].len() < fair {
+                let Some(from) = (0..self.logs_total).max_by_key(|log| owned[usize::from(*log)].len()) else {
+                    break;
+                };
+                let Some(shard) = owned[usize::from(from)].pop() else { break };
+                owned[usize::from(to)].push(shard);
+                moves.push(Handoff { shard, from, to });
+            }
+        }
+        moves
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(HEADER_BYTES + 2 * self.shard_logs.len());
+        body.extend_from_slice(&self.generation.to_le_bytes());
+        body.extend_from_slice(&self.logs_total.to_le_bytes());
+        body.extend_from_slice(&(self.shard_logs.len() as u32).to_le_bytes());
+        for log in &self.shard_logs {
+            body.extend_from_slice(&log.unwrap_or(NO_LOG).to_le_bytes());
+        }
+        let mut file = MAGIC.to_vec();
+        file.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        file.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+        file.extend_from_slice(&body);
+        file
+    }
+
+    fn decode(file: &[u8]) -> Result<Self, &'static str> {
+        let (header, logs) = file.split_first_chunk::<HEADER_BYTES>().ok_or("it is too short")?;
+        if header[..8] != MAGIC {
+            return Err("it is not an ownership file");
+        }
+        if header[8..12] != FORMAT_VERSION.to_le_bytes() {
+            return Err("it has a format that this version does not know");
+        }
+        if header[12..16] != crc32fast::hash(&file[16..]).to_le_bytes() {
+            return Err("its checksum does not match");
+        }
+        let generation = u64::from_le_bytes(header[16..24].try_into().expect("8 bytes"));
+        let logs_total = u16::from_le_bytes([header[24], header[25]]);
+        let shards = u32::from_le_bytes(header[26..30].try_into().expect("4 bytes")) as usize;
+        if logs.len() != shards * 2 || logs_total == 0 {
+            return Err("its length does not fit its content");
+        }
+        let shard_logs: Vec<Option<u16>> = logs
+            .chunks_exact(2)
+            .map(|log| u16::from_le_bytes([log[0], log[1]]))
+            .map(|log| (log != NO_LOG).then_some(log))
+            .collect();
+        if shard_logs.iter().flatten().any(|log| *log >= logs_total) {
+            return Err("it names a log that does not exist");
+        }
+        Ok(Self { generation, logs_total, shard_logs })
+    }
+}
+
+/// Whether a file exists.
+pub(crate) async fn exists<R: Runtime>(runtime: &R, path: &Path) -> bool {
+    !matches!(
+        runtime.read_small_file(path, FILE_BYTES_MAX).await,
+        Err(error) if error.kind() == io::ErrorKind::NotFound
+    )
+}
+
+/// Reads or makes the ownership of this node, and moves shards so that every core has its share. Runs on core 0,
+/// alone, before any log is open.
+pub(crate) async fn prepare<R: Runtime>(
+    runtime: &R,
+    config: &Config,
+    has_replica: &[bool],
+    cores: u16,
+) -> Result<Ownership, NodeFailure> {
+    let path = config.data_directory.join(OWNERSHIP_FILE);
+    let bad = |what: &dyn std::fmt::Display| NodeFailure(format!("{}: {what}", path.display()));
+    let mut ownership = match runtime.read_small_file(&path, FILE_BYTES_MAX).await {
+        Ok(file) => Ownership::decode(&file).map_err(|error| bad(&error))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let ownership = Ownership::new(has_replica, cores);
+            save(runtime, &path, &ownership).await?;
+            ownership
+        }
+        Err(error) => return Err(bad(&error)),
+    };
+    let owned: Vec<bool> = ownership.shard_logs.iter().map(Option::is_some).collect();
+    if owned != has_replica {
+        return Err(bad(&"it does not name the shards that this node has"));
+    }
+    let handoffs = ownership.handoffs(cores);
+    if cores > ownership.logs_total {
+        hand_off(runtime, config, &path, &mut ownership, handoffs, cores).await?;
+    }
+    Ok(ownership)
+}
+
+async fn save<R: Runtime>(runtime: &R, path: &Path, ownership: &Ownership) -> Result<(), NodeFailure> {
+    runtime
+        .replace_small_file(path, &ownership.encode())
+        .await
+        .map_err(|error| NodeFailure(format!("{} cannot be written: {error}", path.display())))
+}
+
+/// Copies the shards, then publishes the new ownership. The old logs drop theirs when they are opened next.
+async fn hand_off<R: Runtime>(
+    runtime: &R,
+    config: &Config,
+    path: &Path,
+    ownership: &mut Ownership,
+    handoffs: Vec<Handoff>,
+    logs_total: u16,
+) -> Result<(), NodeFailure> {
+    tracing::info!(
+        from = ownership.logs_total,
+        to = logs_total,
+        shards = handoffs.len(),
+        "more cores than logs: handing shards to new logs"
+    );
+    let generation = ownership.generation + 1;
+    let mut sources = Vec::new();
+    for log in 0..ownership.logs_total {
+        sources.push(open(runtime, config, log, logs_total).await?);
+    }
+    for to in ownership.logs_total..logs_total {
+        let (target, _) = open(runtime, config, to, logs_total).await?;
+        for handoff in handoffs.iter().filter(|handoff| handoff.to == to) {
+            let (source, shards) = &sources[usize::from(handoff.from)];
+            let shard = shards.iter().find(|shard| shard.shard.0 == handoff.shard).ok_or_else(|| {
+                NodeFailure(format!("log {} does not hold shard {}", handoff.from, handoff.shard))
+            })?;
+            copy_shard(source, &target, shard, generation).await.map_err(|error| {
+                NodeFailure(format!(
+                    "shard {} cannot be handed from log {} to log {to}: {error}",
+                    handoff.shard, handoff.from
+                ))
+            })?;
+        }
+        // Its shards exist from now on: a log without them has lost them.
+        let marker = config.data_directory.join(format!("log-{to:03}.created"));
+        let text = b"the shards of this log have been created\n";
+        runtime
+            .replace_small_file(&marker, text)
+            .await
+            .map_err(|error| NodeFailure(format!("{} cannot be written: {error}", marker.display())))?;
+    }
+    for handoff in &handoffs {
+        ownership.shard_logs[handoff.shard as usize - 1] = Some(handoff.to);
+    }
+    ownership.generation = generation;
+    ownership.logs_total = logs_total;
+    save(runtime, path, ownership).await
+}
+
+async fn open<R: Runtime>(
+    runtime: &R,
+    config: &Config,
+    log: u16,
+    logs_total: u16,
+) -> Result<(Store<R>, Vec<RecoveredShard>), NodeFailure> {
+    let opened = krita_engine::open(runtime.clone(), log_options(config, log, logs_total)).await;
+    opened.map_err(|error| NodeFailure(format!("log {log} cannot be opened: {error}")))
+}
+
+/// Copies a shard with its checkpoint, its entries behind it and its hard state. Durable on return.
+async fn copy_shard<R: Runtime>(
+    source: &Store<R>,
+    target: &Store<R>,
+    recovered: &RecoveredShard,
+    generation: u64,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let shard = recovered.shard;
+    let mut items = source.snapshot_source(shard).await?;
+    let meta = CheckpointMeta { generation, ..items.meta().clone() };
+    let mut installer = target.snapshot_installer(shard, recovered.replica).await?;
+    loop {
+        let chunk = items.next(COPY_BYTES_MAX).await?;
+        if chunk.is_empty() {
+            break;
+        }
+        installer.add(chunk).await?;
+    }
+    let mut next = Index(meta.applied.0 + 1);
+    while next <= recovered.last_index {
+        let entries: Vec<EntryRecord> = source.read_entries(shard, next, recovered.last_index, COPY_BYTES_MAX).await?;
+        next = entries.last().map(|entry| Index(entry.index.0 + 1)).ok_or("entries are missing")?;
+        installer.entries(entries).await?;
+    }
+    installer.finish(meta, recovered.hard_state).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ownership_survives_its_bytes_and_damage_is_seen() {
+        let ownership = Ownership::new(&[true, false, true, true], 2);
+        assert_eq!(ownership.shard_logs, [Some(0), None, Some(1), Some(0)]);
+        let file = ownership.encode();
+        assert_eq!(Ownership::decode(&file), Ok(ownership));
+        for position in 0..file.len() {
+            let mut damaged = file.clone();
+            damaged[position] ^= 1;
+            assert!(Ownership::decode(&damaged).is_err(), "byte {position}");
+            assert!(Ownership::decode(&file[..position]).is_err(), "cut at {position}");
+        }
+    }
+
+    #[test]
+    fn more_cores_get_their_share_and_fewer_move_nothing() {
+        let ownership = Ownership::new(&[true; 64], 2);
+        assert!(ownership.handoffs(1).is_empty());
+        assert!(ownership.handoffs(2).is_empty());
+        let moves = ownership.handoffs(4);
+        assert_eq!(moves.len(), 32, "two new logs take a quarter each");
+        assert!(moves.iter().all(|handoff| handoff.from < 2 && (2..4).contains(&handoff.to)));
+        assert_eq!(moves.iter().filter(|handoff| handoff.to == 2).count(), 16);
+        assert_eq!(moves.iter().filter(|handoff| handoff.from == 0).count(), 16);
+    }
+}

@@ -1,0 +1,346 @@
+//! The other nodes as this core sees them: a link to each of their cores, what waits to be sent there, and when
+//! each core was last heard.
+//!
+//! All messages for one core of another node leave in one burst at the end of a round. A core that has nothing to
+//! say sends an empty burst now and then; that stands in for the heartbeats of all idle groups between the two
+//! cores, so that a stalled core is not covered by its neighbour.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use krita_net::connection::ConnectionOptions;
+use krita_net::{ConnectOptions, LinkEvent, LinkState, PeerLink, PeerOptions, RequestError, TlsConfig};
+use krita_proto::frame::{Frame, FrameKind, PROTOCOL_VERSION, RequestMessage};
+use krita_proto::v1;
+use krita_runtime::{Instant, Runtime};
+
+use crate::cluster::Cluster;
+use crate::core::NodeInput;
+use crate::identity::{Member, NodeUuid};
+
+/// Messages that wait for one peer core within one round; beyond it they are dropped, as a network may.
+const BURST_MESSAGES_MAX: usize = 65_536;
+
+/// A burst is cut once its entries hold this many bytes, so that a frame stays within its limit.
+const BURST_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes queued to one core of a peer before bursts to it are dropped.
+const PEER_QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// How long making a connection to a peer may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A core of another node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct PeerCore {
+    pub(crate) node_number: u32,
+    pub(crate) core: u16,
+}
+
+/// The other nodes.
+pub(crate) struct Peers<R: Runtime> {
+    runtime: R,
+    input: Arc<NodeInput>,
+    tls: Option<TlsConfig>,
+    /// Silence of a core after which its idle groups are woken.
+    silence_max: Duration,
+    keep_alive: Duration,
+    state: Rc<RefCell<State<R>>>,
+}
+
+struct State<R: Runtime> {
+    /// None until the cluster is formed.
+    cluster: Option<Arc<Cluster>>,
+    links: BTreeMap<PeerCore, PeerLink<R>>,
+    outgoing: BTreeMap<PeerCore, Vec<v1::RaftMessage>>,
+    directory: BTreeMap<u32, Directory>,
+    heard: BTreeMap<PeerCore, Heard>,
+    sent_at: BTreeMap<PeerCore, Instant>,
+    /// Connections that were lost since the last tick.
+    lost: Vec<PeerCore>,
+}
+
+/// What a node said of its cores in its last hello.
+struct Directory {
+    cores: u16,
+    /// By shard number less one; `u32::MAX`: no replica there.
+    shard_cores: Vec<u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Heard {
+    at: Instant,
+    boot_id: u64,
+    is_silent: bool,
+}
+
+impl<R: Runtime> Peers<R> {
+    pub(crate) fn new(runtime: &R, input: &Arc<NodeInput>, tls: Option<TlsConfig>) -> Self {
+        let config = &input.config;
+        Self {
+            runtime: runtime.clone(),
+            input: input.clone(),
+            tls,
+            silence_max: config.election_timeout,
+            keep_alive: config.heartbeat_interval,
+            state: Rc::new(RefCell::new(State {
+                cluster: None,
+                links: BTreeMap::new(),
+                outgoing: BTreeMap::new(),
+                directory: BTreeMap::new(),
+                heard: BTreeMap::new(),
+                sent_at: BTreeMap::new(),
+                lost: Vec::new(),
+            })),
+        }
+    }
+
+    /// The cluster is formed: connect to every member.
+    pub(crate) fn begin(&self, cluster: &Arc<Cluster>) {
+        self.state.borrow_mut().cluster = Some(cluster.clone());
+        for member in cluster.others() {
+            self.link(PeerCore { node_number: member.number, core: 0 });
+        }
+    }
+
+    /// A link to `address` for forming, before anybody has a number.
+    pub(crate) fn forming_link(&self, address: &str, identity: v1::NodeIdentity) -> PeerLink<R> {
+        let cluster_name = self.input.config.cluster_name.clone();
+        let hello = move || hello(&cluster_name, identity.clone());
+        PeerLink::start(&self.runtime, PeerOptions::new(self.connect_options(address, 0), Rc::new(hello)))
+    }
+
+    /// Queues a message for whichever core of the node owns the shard.
+    pub(crate) fn queue(&self, node_number: u32, message: v1::RaftMessage) {
+        let mut state = self.state.borrow_mut();
+        let core = state.core_of_shard(node_number, message.shard).unwrap_or(0);
+        let queue = state.outgoing.entry(PeerCore { node_number, core }).or_default();
+        if queue.len() < BURST_MESSAGES_MAX {
+            queue.push(message);
+        }
+    }
+
+    /// Sends what has been queued: one burst for each core of a peer (more only if it is very large).
+    pub(crate) fn flush(&self) {
+        let outgoing = std::mem::take(&mut self.state.borrow_mut().outgoing);
+        for (peer, messages) in outgoing {
+            let mut burst = Vec::new();
+            let mut bytes = 0;
+            for message in messages {
+                bytes += payload_bytes(&message);
+                burst.push(message);
+                if bytes >= BURST_BYTES_MAX {
+                    self.send_burst(peer, std::mem::take(&mut burst));
+                    bytes = 0;
+                }
+            }
+            if !burst.is_empty() {
+                self.send_burst(peer, burst);
+            }
+        }
+    }
+
+    fn send_burst(&self, peer: PeerCore, messages: Vec<v1::RaftMessage>) {
+        let Some(link) = self.link(peer) else { return };
+        let burst = v1::RaftBurst {
+            messages,
+            from_core: u32::from(self.runtime.core().0),
+            boot_id: self.input.boot_id,
+        };
+        // A burst that cannot leave is lost, as on any network; Raft sends again.
+        link.send_one_way(&burst);
+        self.state.borrow_mut().sent_at.insert(peer, self.runtime.now());
+    }
+
+    /// Notes that a core of another node lives. True if it has started anew since it was last heard.
+    pub(crate) fn on_heard(&self, peer: PeerCore, boot_id: u64) -> bool {
+        let at = self.runtime.now();
+        let before = self.state.borrow_mut().heard.insert(peer, Heard { at, boot_id, is_silent: false });
+        before.is_some_and(|before| before.boot_id != boot_id)
+    }
+
+    /// Keeps links to live cores warm, and returns the cores that have fallen silent since the last call.
+    pub(crate) fn tick(&self, now: Instant) -> Vec<PeerCore> {
+        let mut state = self.state.borrow_mut();
+        let mut died = std::mem::take(&mut state.lost);
+        for (peer, heard) in &mut state.heard {
+            if !heard.is_silent && heard.at + self.silence_max <= now {
+                heard.is_silent = true;
+                died.push(*peer);
+            }
+        }
+        let quiet: Vec<PeerCore> = state
+            .links
+            .iter()
+            .filter(|(peer, link)| {
+                let sent_at = state.sent_at.get(peer).copied().unwrap_or_default();
+                link.is_connected() && sent_at + self.keep_alive <= now
+            })
+            .map(|(peer, _)| *peer)
+            .collect();
+        drop(state);
+        for peer in quiet {
+            self.send_burst(peer, Vec::new());
+        }
+        died
+    }
+
+    /// Whether any core of the node can be reached.
+    pub(crate) fn is_connected(&self, node_number: u32) -> bool {
+        let state = self.state.borrow();
+        state.links.iter().any(|(peer, link)| peer.node_number == node_number && link.is_connected())
+    }
+
+    /// Whether every other member can be reached.
+    pub(crate) fn all_connected(&self) -> bool {
+        let cluster = self.state.borrow().cluster.clone();
+        cluster.is_some_and(|cluster| cluster.others().all(|member| self.is_connected(member.number)))
+    }
+
+    /// The core that owns the shard on another node, as far as is known.
+    pub(crate) fn core_of_shard(&self, node_number: u32, shard: u32) -> Option<u16> {
+        self.state.borrow().core_of_shard(node_number, shard)
+    }
+
+    /// How the link to a node does: that of its first core speaks for it.
+    pub(crate) fn link_state(&self, node_number: u32) -> LinkState {
+        let state = self.state.borrow();
+        state.links.get(&PeerCore { node_number, core: 0 }).map(PeerLink::state).unwrap_or_default()
+    }
+
+    /// Asks the core of a node that owns the shard.
+    pub(crate) async fn request<Q: RequestMessage>(
+        &self,
+        node_number: u32,
+        shard: u32,
+        request: &Q,
+        limit: Duration,
+    ) -> Result<Q::Reply, RequestError> {
+        let link = self.link_for_shard(node_number, shard)?;
+        link.request(request, self.runtime.now() + limit).await
+    }
+
+    /// Passes on a client's request, flagged as forwarded.
+    pub(crate) async fn forward(
+        &self,
+        node_number: u32,
+        shard: u32,
+        kind: FrameKind,
+        body: &Bytes,
+        limit: Duration,
+    ) -> Result<Frame, RequestError> {
+        let link = self.link_for_shard(node_number, shard)?;
+        link.forward(kind, body, self.runtime.now() + limit).await
+    }
+
+    fn link_for_shard(&self, node_number: u32, shard: u32) -> Result<PeerLink<R>, RequestError> {
+        let core = self.core_of_shard(node_number, shard).unwrap_or(0);
+        self.link(PeerCore { node_number, core })
+            .ok_or_else(|| RequestError::NotSent(format!("node {node_number} is no member")))
+    }
+
+    /// The link to a core of a member; made at its first use.
+    fn link(&self, peer: PeerCore) -> Option<PeerLink<R>> {
+        if let Some(link) = self.state.borrow().links.get(&peer) {
+            return Some(link.clone());
+        }
+        let cluster = self.state.borrow().cluster.clone()?;
+        let member = cluster.member(peer.node_number)?;
+        let link = PeerLink::start(&self.runtime, self.member_options(&cluster, member, peer));
+        self.state.borrow_mut().links.insert(peer, link.clone());
+        Some(link)
+    }
+
+    fn member_options(&self, cluster: &Arc<Cluster>, member: &Member, peer: PeerCore) -> PeerOptions {
+        let (name, identity) = (self.input.config.cluster_name.clone(), cluster.identity());
+        let mut options = PeerOptions::new(
+            self.connect_options(&member.address, peer.core),
+            Rc::new(move || hello(&name, identity.clone())),
+        );
+        let (wanted, cluster_id) = (member.clone(), cluster.record.cluster_id);
+        options.check = Rc::new(move |reply| check_reply(&wanted, &cluster_id.to_bytes(), reply));
+        let state = self.state.clone();
+        options.on_event = Rc::new(move |event| state.borrow_mut().on_event(peer, event));
+        options
+    }
+
+    fn connect_options(&self, address: &str, core: u16) -> ConnectOptions {
+        ConnectOptions {
+            address: address.to_owned(),
+            core: Some(core),
+            tls: self.tls.clone(),
+            timeout: CONNECT_TIMEOUT,
+            connection: ConnectionOptions {
+                outgoing_bytes_max: PEER_QUEUE_BYTES_MAX,
+                ..ConnectionOptions::default()
+            },
+        }
+    }
+}
+
+impl<R: Runtime> State<R> {
+    fn core_of_shard(&self, node_number: u32, shard: u32) -> Option<u16> {
+        let directory = self.directory.get(&node_number)?;
+        let core = u16::try_from(*directory.shard_cores.get((shard as usize).checked_sub(1)?)?).ok()?;
+        (core < directory.cores).then_some(core)
+    }
+
+    fn on_event(&mut self, peer: PeerCore, event: LinkEvent) {
+        match event {
+            LinkEvent::Connected(reply) => {
+                tracing::debug!(node = peer.node_number, core = peer.core, "connected");
+                let cores = u16::try_from(reply.cores).unwrap_or(u16::MAX);
+                self.directory.insert(peer.node_number, Directory { cores, shard_cores: reply.shard_cores });
+            }
+            LinkEvent::Lost { problem } => {
+                tracing::info!(node = peer.node_number, core = peer.core, problem, "connection lost");
+                self.lost.push(peer);
+            }
+        }
+    }
+}
+
+/// The hello of a connection between nodes.
+fn hello(cluster_name: &str, identity: v1::NodeIdentity) -> v1::Hello {
+    v1::Hello {
+        protocol_version: PROTOCOL_VERSION,
+        cluster_name: cluster_name.to_owned(),
+        token: String::new(),
+        wanted_core_plus_one: 0,
+        node: Some(identity),
+        client: concat!("kritad ", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+/// Whoever answers at a member's address must be that member, with the disk that the cluster knows.
+fn check_reply(member: &Member, cluster_id: &Bytes, reply: &v1::HelloReply) -> Result<(), String> {
+    let Some(node) = &reply.node else {
+        return Err("it does not say who it is".to_owned());
+    };
+    match NodeUuid::from_bytes(&node.node_uuid) {
+        Some(uuid) if uuid == member.node_uuid => {}
+        _ => {
+            return Err(format!(
+                "{} at {} is not the node that the cluster knows: its data directory was lost or replaced",
+                node.node_id, member.address
+            ));
+        }
+    }
+    if !node.cluster_id.is_empty() && node.cluster_id != *cluster_id {
+        return Err(format!("{} at {} belongs to another cluster", node.node_id, member.address));
+    }
+    Ok(())
+}
+
+fn payload_bytes(message: &v1::RaftMessage) -> usize {
+    match &message.body {
+        Some(v1::raft_message::Body::Append(append)) => {
+            append.entries.iter().map(|entry| entry.payload.len()).sum()
+        }
+        _ => 0,
+    }
+}

@@ -1,0 +1,178 @@
+//! Reads: what waits for Raft's confirmation, and how it is answered from the store once it has it.
+//!
+//! A value in the cache is answered at once; one that is not is read by a task of its own, so that no other
+//! request waits for the disk.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Waker};
+
+use bytes::Bytes;
+use futures_channel::oneshot;
+use krita_engine::{ReadError, ShardId, Store};
+use krita_proto::error::ErrorCode;
+use krita_proto::routing::PAGE_BYTES_MAX;
+use krita_proto::v1;
+use krita_runtime::{Instant, Runtime, TaskClass};
+
+use crate::failure::Failure;
+use crate::replica::page;
+use crate::request::Scan;
+use crate::responder::Responder;
+
+/// How often a value that moved while it was looked for is looked up again.
+const STALE_RETRIES_MAX: usize = 16;
+
+/// A read that waits for its turn.
+pub(crate) struct PendingRead {
+    pub(crate) read: Read,
+    pub(crate) deadline: Instant,
+}
+
+/// What is read.
+pub(crate) enum Read {
+    Get { key: Bytes, responder: Responder },
+    Scan { scan: Scan, responder: Responder },
+    /// Someone on this core wants to know when everything before has been applied.
+    Barrier(oneshot::Sender<Result<(), Failure>>),
+}
+
+impl PendingRead {
+    pub(crate) fn fail(self, failure: Failure) {
+        match self.read {
+            Read::Get { responder, .. } | Read::Scan { responder, .. } => responder.fail(&failure),
+            // Whoever waits may have gone away: nothing to tell then.
+            Read::Barrier(sender) => drop(sender.send(Err(failure))),
+        }
+    }
+}
+
+/// The results of a batch, but for its gets.
+pub(crate) struct BatchGets {
+    pub(crate) results: Vec<v1::OperationResult>,
+    pub(crate) gets: Vec<(usize, Bytes)>,
+    pub(crate) responder: Responder,
+}
+
+/// Answers a confirmed read.
+pub(crate) fn serve<R: Runtime>(
+    runtime: &R,
+    store: &Store<R>,
+    shard: ShardId,
+    served_by: v1::ServedBy,
+    pending: PendingRead,
+) {
+    let store = store.clone();
+    match pending.read {
+        Read::Get { key, responder } => run(runtime, "get", async move {
+            match value_of(&store, shard, &key).await {
+                Ok(Some((value, version))) => responder.message(&v1::GetReply {
+                    found: true,
+                    value,
+                    version,
+                    served_by: Some(served_by),
+                }),
+                Ok(None) => {
+                    responder.message(&v1::GetReply { served_by: Some(served_by), ..Default::default() });
+                }
+                Err(failure) => responder.fail(&failure),
+            }
+        }),
+        Read::Scan { scan, responder } => run(runtime, "scan", async move {
+            match read_page(&store, shard, &scan).await {
+                Ok(reply) => responder.message(&v1::ScanReply { served_by: Some(served_by), ..reply }),
+                Err(failure) => responder.fail(&failure),
+            }
+        }),
+        Read::Barrier(sender) => drop(sender.send(Ok(()))),
+    }
+}
+
+/// Answers a batch whose writes have been applied, after its gets.
+pub(crate) fn complete_batch<R: Runtime>(
+    runtime: &R,
+    store: &Store<R>,
+    shard: ShardId,
+    served_by: v1::ServedBy,
+    batch: BatchGets,
+) {
+    let store = store.clone();
+    run(runtime, "batch", async move {
+        let BatchGets { mut results, gets, responder } = batch;
+        for (position, key) in gets {
+            match value_of(&store, shard, &key).await {
+                Ok(Some((value, version))) => {
+                    results[position] = v1::OperationResult { version, existed: true, value };
+                }
+                Ok(None) => {}
+                Err(failure) => return responder.fail(&failure),
+            }
+        }
+        responder.message(&v1::BatchReply { results, served_by: Some(served_by) });
+    });
+}
+
+/// A key's value and version as the index has them now; `None` if the key is absent.
+pub(crate) async fn value_of<R: Runtime>(
+    store: &Store<R>,
+    shard: ShardId,
+    key: &[u8],
+) -> Result<Option<(Bytes, u64)>, Failure> {
+    for _ in 0..STALE_RETRIES_MAX {
+        let Some(slot) = store.get(shard, key) else { return Ok(None) };
+        match store.value(shard, key, &slot).await {
+            Ok(value) => return Ok(Some((value, slot.version.0))),
+            Err(ReadError::Stale) => {}
+            Err(error) => return Err(read_failure(&error)),
+        }
+    }
+    Err(Failure::overloaded("the key changes faster than it can be read"))
+}
+
+/// One page of a scan. It ends early once it holds [`PAGE_BYTES_MAX`] bytes.
+async fn read_page<R: Runtime>(store: &Store<R>, shard: ShardId, scan: &Scan) -> Result<v1::ScanReply, Failure> {
+    let slots = page(store, shard, scan);
+    let mut more = slots.len() == scan.items_max;
+    let mut items = Vec::with_capacity(slots.len());
+    let mut bytes = 0;
+    for (key, slot) in slots {
+        if bytes >= PAGE_BYTES_MAX {
+            more = true;
+            break;
+        }
+        let (value, version) = match scan.keys_only {
+            true => (Bytes::new(), slot.version.0),
+            false => match value_of(store, shard, &key).await? {
+                Some(found) => found,
+                // Deleted since the page was cut: a later state of the key is as good.
+                None => continue,
+            },
+        };
+        bytes += key.len() + value.len();
+        items.push(v1::ScanItem { key, value, version });
+    }
+    Ok(v1::ScanReply { items, more, served_by: None })
+}
+
+/// A read error as a caller sees it.
+pub(crate) fn read_failure(error: &ReadError) -> Failure {
+    match error {
+        ReadError::Corruption(corruption) => {
+            tracing::error!(%corruption, "corruption found by a read");
+            Failure::new(ErrorCode::Corruption, "the value failed its checksum on this replica")
+        }
+        ReadError::Stale => Failure::overloaded("the value moved while it was read"),
+        ReadError::Closed => Failure::not_ready("the node is stopping"),
+        ReadError::Io { .. } | ReadError::UnknownShard(_) | ReadError::Compacted { .. } => {
+            Failure::new(ErrorCode::Internal, error.to_string())
+        }
+    }
+}
+
+/// Runs a future at once as far as it goes; what then still waits becomes a task. Nothing is cancelled.
+fn run<R: Runtime>(runtime: &R, name: &'static str, future: impl Future<Output = ()> + 'static) {
+    let mut future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(future);
+    if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        runtime.spawn(TaskClass::Foreground, name, future);
+    }
+}

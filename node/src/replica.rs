@@ -1,0 +1,610 @@
+//! One shard's replica on this core: its Raft state machine, the deterministic machine that commands are applied
+//! to, and whoever waits for either.
+//!
+//! Raft decides what is committed, the store keeps it, the machine says what it means; this file is where the
+//! three meet. It does no I/O itself: `emit` writes what [`Replica::ready`] gives, and calls back.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use krita_engine::{ShardId, Store};
+use krita_proto::error::ErrorCode;
+use krita_proto::v1;
+use krita_raft::{Change as RaftChange, Entry, EntryKind, Index, Raft, ReadOutcome, ReadToken, Ready, Term, Time};
+use krita_runtime::{Instant, Notify, Runtime};
+
+use crate::command::{self, WriteCommand};
+use crate::failure::Failure;
+use crate::machine::{self, KeyVersions, Machine, Outcome};
+use crate::reads::{self, PendingRead};
+use crate::request::{Action, Condition, KeyOperation, Scan, Write};
+use crate::responder::Responder;
+use crate::wire::Payload;
+
+/// Entries applied before other work of the core gets its turn.
+const APPLY_SLICE: usize = 512;
+
+/// One replica.
+///
+/// Invariant: `applied <= apply_through`, and both only grow.
+pub(crate) struct Replica<R: Runtime> {
+    pub(crate) shard: u32,
+    pub(crate) id: krita_raft::ReplicaId,
+    /// Position among the logs of this core.
+    pub(crate) log: usize,
+    pub(crate) raft: Raft<Payload>,
+    pub(crate) machine: Machine,
+    pub(crate) store: Store<R>,
+    runtime: R,
+    /// Which node each replica of the group lives on.
+    pub(crate) nodes: BTreeMap<krita_raft::ReplicaId, u32>,
+    /// This node and core, as answers name them.
+    served_by: v1::ServedBy,
+    pub(crate) leader: Option<krita_raft::ReplicaId>,
+    pub(crate) applied: Index,
+    pub(crate) applied_term: Term,
+    pub(crate) apply_through: Index,
+    /// A read of entries to apply is under way, or a snapshot is being installed: applying waits.
+    pub(crate) apply_paused: bool,
+    /// Why this replica stopped for good: it met a command that it does not understand.
+    pub(crate) stopped: Option<String>,
+    /// Highest log time given to a proposal, in milliseconds since 1970.
+    log_time_ms: u64,
+    proposals: VecDeque<Proposal>,
+    reads: BTreeMap<u64, PendingRead>,
+    /// Confirmed reads that wait until this index is applied.
+    confirmed: VecDeque<(Index, PendingRead)>,
+    next_token: u64,
+    /// Already in the core's list of replicas that have output.
+    pub(crate) is_dirty: bool,
+    /// A snapshot is on its way in, and Raft's log is frozen for it.
+    pub(crate) is_installing: bool,
+    /// The snapshot is being swapped in: nothing may be written to the shard meanwhile.
+    pub(crate) hold_output: bool,
+    /// Told when `unflushed` has become 0.
+    pub(crate) flushed: Notify,
+    /// Readies whose records, or whose predecessors' records, are on their way to the disk.
+    pub(crate) unflushed: usize,
+    pub(crate) generation: u64,
+}
+
+/// What a replica is made from.
+pub(crate) struct ReplicaParts<R: Runtime> {
+    pub(crate) shard: u32,
+    pub(crate) log: usize,
+    pub(crate) raft: Raft<Payload>,
+    pub(crate) machine: Machine,
+    pub(crate) store: Store<R>,
+    pub(crate) runtime: R,
+    pub(crate) nodes: BTreeMap<krita_raft::ReplicaId, u32>,
+    pub(crate) served_by: v1::ServedBy,
+    pub(crate) applied: Index,
+    pub(crate) applied_term: Term,
+    pub(crate) generation: u64,
+}
+
+/// A write that waits to be applied.
+struct Proposal {
+    index: Index,
+    term: Term,
+    deadline: Instant,
+    responder: Responder,
+    shape: AnswerShape,
+}
+
+/// How a write is answered.
+enum AnswerShape {
+    /// By a WriteReply.
+    Single,
+    /// By a BatchReply with this many results; the gets among them by position.
+    Batch { operations: usize, gets: Vec<(usize, Bytes)> },
+}
+
+/// How far applying got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Applied {
+    /// All that may be applied is.
+    All,
+    /// The slice is used up.
+    More,
+    /// Entries from here on are no longer in memory: read them from the log.
+    Load { from: Index, through: Index },
+}
+
+/// The index of the store as the machine sees it.
+struct Versions<'a, R: Runtime> {
+    store: &'a Store<R>,
+    shard: ShardId,
+}
+
+impl<R: Runtime> KeyVersions for Versions<'_, R> {
+    fn version(&self, key: &[u8]) -> Option<u64> {
+        self.store.get(self.shard, key).map(|slot| slot.version.0)
+    }
+}
+
+/// The core's time in Raft's terms.
+pub(crate) fn raft_time(now: Instant) -> Time {
+    Time(now.as_nanoseconds())
+}
+
+impl<R: Runtime> Replica<R> {
+    pub(crate) fn new(parts: ReplicaParts<R>) -> Self {
+        let ReplicaParts {
+            shard,
+            log,
+            raft,
+            machine,
+            store,
+            runtime,
+            nodes,
+            served_by,
+            applied,
+            applied_term,
+            generation,
+        } = parts;
+        let log_time_ms = machine.log_time_ms();
+        Self {
+            shard,
+            id: raft.status().id,
+            log,
+            raft,
+            machine,
+            store,
+            runtime,
+            nodes,
+            served_by,
+            leader: None,
+            applied,
+            applied_term,
+            apply_through: applied,
+            apply_paused: false,
+            stopped: None,
+            log_time_ms,
+            proposals: VecDeque::new(),
+            reads: BTreeMap::new(),
+            confirmed: VecDeque::new(),
+            next_token: 0,
+            is_dirty: false,
+            is_installing: false,
+            hold_output: false,
+            flushed: Notify::new(),
+            unflushed: 0,
+            generation,
+        }
+    }
+
+    pub(crate) fn engine_shard(&self) -> ShardId {
+        ShardId(self.shard)
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.leader == Some(self.id)
+    }
+
+    /// The leader's node, as far as this replica knows.
+    pub(crate) fn leader_node(&self) -> Option<u32> {
+        self.nodes.get(&self.leader?).copied()
+    }
+
+    /// Proposes a write whose conditions are all on versions. The responder answers once it is applied.
+    pub(crate) fn propose(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        write: Write,
+        deadline: Instant,
+        responder: Responder,
+    ) {
+        if let Some(reason) = &self.stopped {
+            return responder.fail(&Failure::unavailable(reason.clone()));
+        }
+        let log_time_ms = self.log_time_ms.max(self.machine.log_time_ms()).max(wall_ms);
+        let (command, shape) = match build_command(write, log_time_ms) {
+            Ok(built) => built,
+            Err(failure) => return responder.fail(&failure),
+        };
+        match self.raft.propose(raft_time(now), Payload(command.encode())) {
+            Ok((term, index)) => {
+                self.log_time_ms = log_time_ms;
+                debug_assert!(self.proposals.back().is_none_or(|last| last.index < index));
+                self.proposals.push_back(Proposal { index, term, deadline, responder, shape });
+            }
+            Err(error) => responder.fail(&self.propose_failure(error)),
+        }
+    }
+
+    /// Asks Raft for a read; the answer comes once it is confirmed and applied.
+    pub(crate) fn read(&mut self, now: Instant, read: PendingRead) {
+        if let Some(reason) = &self.stopped {
+            return read.fail(Failure::unavailable(reason.clone()));
+        }
+        self.next_token += 1;
+        match self.raft.read(raft_time(now), ReadToken(self.next_token)) {
+            Ok(()) => {
+                self.reads.insert(self.next_token, read);
+            }
+            Err(krita_raft::ReadError::NotLeader { .. }) => read.fail(self.not_leader()),
+            Err(krita_raft::ReadError::TooMuchPending) => {
+                read.fail(Failure::overloaded("too many reads wait for this shard"));
+            }
+        }
+    }
+
+    /// What Raft wants done, if anything; its own parts of it are done here.
+    pub(crate) fn ready(&mut self) -> Option<Ready<Payload>> {
+        let ready = self.raft.ready()?;
+        for change in &ready.changes {
+            self.on_change(*change);
+        }
+        for outcome in &ready.reads {
+            self.on_read(*outcome);
+        }
+        assert!(ready.apply_through >= self.apply_through, "what may be applied never shrinks");
+        self.apply_through = ready.apply_through;
+        Some(ready)
+    }
+
+    fn on_change(&mut self, change: RaftChange) {
+        match change {
+            RaftChange::BecameLeader { term } => {
+                tracing::info!(shard = self.shard, term = term.0, "leads");
+                self.leader = Some(self.id);
+            }
+            RaftChange::LostLeadership { term } => {
+                tracing::info!(shard = self.shard, term = term.0, "no longer leads");
+                if self.leader == Some(self.id) {
+                    self.leader = None;
+                }
+                let failure = Failure::unknown_outcome("leadership was lost before the write was applied")
+                    .with_hint(None);
+                for proposal in self.proposals.drain(..) {
+                    proposal.responder.fail(&failure);
+                }
+            }
+            RaftChange::LeaderKnown { leader, .. } => self.leader = leader,
+        }
+    }
+
+    fn on_read(&mut self, outcome: ReadOutcome) {
+        match outcome {
+            ReadOutcome::Done { token, index } => {
+                let Some(read) = self.reads.remove(&token.0) else { return };
+                match index <= self.applied {
+                    true => self.serve(read),
+                    false => self.confirmed.push_back((index, read)),
+                }
+            }
+            ReadOutcome::Failed { token } => {
+                if let Some(read) = self.reads.remove(&token.0) {
+                    read.fail(self.not_leader());
+                }
+            }
+        }
+    }
+
+    fn serve(&self, read: PendingRead) {
+        reads::serve(&self.runtime, &self.store, self.engine_shard(), self.served_by, read);
+    }
+
+    /// Applies what may be applied, up to a slice, from the entries in memory.
+    pub(crate) fn apply(&mut self) -> Applied {
+        if self.apply_paused || self.hold_output || self.stopped.is_some() {
+            return Applied::All;
+        }
+        let through = self.apply_through;
+        let slice_end = Index((self.applied.0 + APPLY_SLICE as u64).min(through.0));
+        let entries: Vec<Entry<Payload>> =
+            self.raft.entries(self.applied.next(), slice_end).cloned().collect();
+        self.apply_entries(&entries);
+        if self.applied == through || self.stopped.is_some() {
+            return Applied::All;
+        }
+        match self.applied == slice_end {
+            true => Applied::More,
+            false => Applied::Load { from: self.applied.next(), through },
+        }
+    }
+
+    /// Applies these entries, which follow the last applied one and are committed and durable here.
+    pub(crate) fn apply_entries(&mut self, entries: &[Entry<Payload>]) {
+        for entry in entries {
+            assert_eq!(entry.index, self.applied.next(), "entries are applied in order, each once");
+            assert!(entry.index <= self.apply_through, "only committed and durable entries are applied");
+            if let Err(reason) = self.apply_entry(entry) {
+                tracing::error!(shard = self.shard, index = entry.index.0, reason, "the replica stops");
+                self.stop(reason);
+                return;
+            }
+            self.applied = entry.index;
+            self.applied_term = entry.term;
+        }
+        if !entries.is_empty() {
+            self.raft.applied(self.applied);
+            self.serve_confirmed();
+        }
+    }
+
+    fn apply_entry(&mut self, entry: &Entry<Payload>) -> Result<(), String> {
+        let shard = self.engine_shard();
+        let index = krita_engine::Index(entry.index.0);
+        let outcome = match entry.kind {
+            EntryKind::Command => {
+                let command = WriteCommand::decode(&entry.payload.0).map_err(|error| {
+                    format!("entry {} of shard {} is not understood: {error}", entry.index, self.shard)
+                })?;
+                let versions = Versions { store: &self.store, shard };
+                let applied = self.machine.apply(entry.index.0, &command, &versions);
+                self.store.apply(shard, index, applied.changes.into_iter().map(engine_change).collect());
+                Some(applied.outcome)
+            }
+            EntryKind::TermStart | EntryKind::Configuration => {
+                self.store.apply(shard, index, Vec::new());
+                None
+            }
+        };
+        self.answer_proposal(entry, outcome);
+        Ok(())
+    }
+
+    /// Answers whoever proposed at this index: with the outcome if it is their entry, with a failure if
+    /// another leader's took its place.
+    fn answer_proposal(&mut self, entry: &Entry<Payload>, outcome: Option<Outcome>) {
+        while self.proposals.front().is_some_and(|proposal| proposal.index <= entry.index) {
+            let Some(proposal) = self.proposals.pop_front() else { return };
+            let is_theirs = proposal.index == entry.index && proposal.term == entry.term;
+            match outcome.as_ref().filter(|_| is_theirs) {
+                Some(outcome) => self.answer(proposal, outcome),
+                None => proposal.responder.fail(&Failure::unavailable(
+                    "another leader's entry took the write's place; it was not applied",
+                )),
+            }
+        }
+    }
+
+    fn answer(&self, proposal: Proposal, outcome: &Outcome) {
+        let results = match outcome {
+            Outcome::Applied(results) => results,
+            refused => return proposal.responder.fail(&self.refusal(refused)),
+        };
+        match proposal.shape {
+            AnswerShape::Single => {
+                let Some(result) = results.first() else {
+                    return proposal.responder.fail(&Failure::new(ErrorCode::Internal, "no result"));
+                };
+                proposal.responder.message(&v1::WriteReply {
+                    version: result.version,
+                    existed: result.existed,
+                    served_by: Some(self.served_by),
+                });
+            }
+            AnswerShape::Batch { operations, gets } => {
+                let results = batch_results(operations, &gets, results);
+                let answer = reads::BatchGets { results, gets, responder: proposal.responder };
+                reads::complete_batch(
+                    &self.runtime,
+                    &self.store,
+                    self.engine_shard(),
+                    self.served_by,
+                    answer,
+                );
+            }
+        }
+    }
+
+    fn refusal(&self, outcome: &Outcome) -> Failure {
+        let failure = match outcome {
+            Outcome::Applied(_) => Failure::new(ErrorCode::Internal, "not a refusal"),
+            Outcome::ConditionFailed { operation, current_version } => Failure {
+                current_version: *current_version,
+                operation: u32::from(*operation),
+                ..Failure::new(
+                    ErrorCode::ConditionFailed,
+                    format!("the key's version is {current_version}; nothing was applied"),
+                )
+            },
+            Outcome::SessionUnknown => Failure::unknown_outcome(
+                "the shard does not know this session or has forgotten this request; it was not applied now",
+            ),
+            Outcome::SessionsFull => Failure::new(
+                ErrorCode::ResourceExhausted,
+                "the shard has as many client sessions as it can hold; nothing was applied",
+            ),
+            Outcome::SequenceOutOfWindow => {
+                Failure::invalid("too many requests of this session are unacknowledged; nothing was applied")
+            }
+        };
+        Failure { log_time_ms: self.machine.log_time_ms(), ..failure }
+    }
+
+    fn serve_confirmed(&mut self) {
+        let mut waiting = VecDeque::new();
+        for (index, read) in std::mem::take(&mut self.confirmed) {
+            match index <= self.applied {
+                true => self.serve(read),
+                false => waiting.push_back((index, read)),
+            }
+        }
+        self.confirmed = waiting;
+    }
+
+    /// Fails whoever has waited past their deadline.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if self.proposals.iter().any(|proposal| proposal.deadline <= now) {
+            for proposal in std::mem::take(&mut self.proposals) {
+                match proposal.deadline <= now {
+                    true => proposal.responder.fail(&Failure::unknown_outcome(
+                        "the deadline passed while the write was being replicated",
+                    )),
+                    false => self.proposals.push_back(proposal),
+                }
+            }
+        }
+        let late: Vec<u64> =
+            self.reads.iter().filter(|(_, read)| read.deadline <= now).map(|(token, _)| *token).collect();
+        for token in late {
+            if let Some(read) = self.reads.remove(&token) {
+                read.fail(Failure::unavailable("no quorum confirmed the read within its deadline"));
+            }
+        }
+        if self.confirmed.iter().any(|(_, read)| read.deadline <= now) {
+            for (index, read) in std::mem::take(&mut self.confirmed) {
+                match read.deadline <= now {
+                    true => read.fail(Failure::deadline()),
+                    false => self.confirmed.push_back((index, read)),
+                }
+            }
+        }
+    }
+
+    /// The store holds a snapshot now in place of what it had; the machine and Raft follow.
+    pub(crate) fn take_snapshot(&mut self, now: Time, machine: Machine, meta: krita_raft::SnapshotMeta) {
+        assert!(meta.position.index > self.applied, "a snapshot never takes a replica back");
+        self.machine = machine;
+        self.applied = meta.position.index;
+        self.applied_term = meta.position.term;
+        self.apply_through = self.apply_through.max(self.applied);
+        self.raft.snapshot_installed(now, meta);
+    }
+
+    /// Stops for good: nothing is applied or answered any more, so that this replica cannot diverge.
+    pub(crate) fn stop(&mut self, reason: String) {
+        let failure = Failure::unknown_outcome(reason.clone());
+        for proposal in self.proposals.drain(..) {
+            proposal.responder.fail(&failure);
+        }
+        self.stopped = Some(reason);
+    }
+
+    /// The failure that says who leads.
+    pub(crate) fn not_leader(&self) -> Failure {
+        match self.leader_node().filter(|_| !self.is_leader()) {
+            Some(node) => Failure::new(ErrorCode::NotLeader, format!("node {node} leads shard {}", self.shard))
+                .with_hint(Some(v1::ServedBy {
+                    shard: self.shard,
+                    node_number: node,
+                    core: 0,
+                    epoch: self.served_by.epoch,
+                })),
+            None => Failure::unavailable(format!("no leader of shard {} is known", self.shard)),
+        }
+    }
+
+    fn propose_failure(&self, error: krita_raft::ProposeError) -> Failure {
+        match error {
+            krita_raft::ProposeError::NotLeader { .. } => self.not_leader(),
+            krita_raft::ProposeError::TooMuchPending => {
+                Failure::overloaded(format!("too many writes wait for shard {}", self.shard))
+            }
+            krita_raft::ProposeError::Transferring => {
+                Failure::unavailable("leadership of the shard is being handed over")
+            }
+        }
+    }
+
+    /// A write's or read's outcome that the shard remembers, if it has been applied before.
+    pub(crate) fn remembered(&self, request: command::RequestId) -> Option<Outcome> {
+        self.machine.remembered(request)
+    }
+
+    /// Answers a batch of nothing but gets, whose read has been confirmed.
+    pub(crate) fn answer_reads(&self, write: Write, responder: Responder) {
+        let proposal = Proposal {
+            index: Index(0),
+            term: Term(0),
+            deadline: Instant::default(),
+            responder,
+            shape: answer_shape(&write),
+        };
+        self.answer(proposal, &Outcome::Applied(Vec::new()));
+    }
+
+    /// Answers a write by an outcome that an earlier attempt had.
+    pub(crate) fn answer_remembered(&self, write: &Write, responder: Responder, outcome: &Outcome) {
+        let shape = answer_shape(write);
+        let proposal =
+            Proposal { index: Index(0), term: Term(0), deadline: Instant::default(), responder, shape };
+        self.answer(proposal, outcome);
+    }
+}
+
+/// A page of keys in order, as the index has it now.
+pub(crate) fn page<R: Runtime>(store: &Store<R>, shard: ShardId, scan: &Scan) -> Vec<(Bytes, krita_engine::Slot)> {
+    let end = (!scan.end.is_empty()).then_some(&scan.end[..]);
+    store.scan(shard, &scan.start, end, scan.items_max)
+}
+
+fn answer_shape(write: &Write) -> AnswerShape {
+    if !write.is_batch {
+        return AnswerShape::Single;
+    }
+    let gets = write.operations.iter().enumerate().filter_map(|(position, operation)| match operation.action {
+        Action::Get => Some((position, operation.key.clone())),
+        Action::Put(_) | Action::Delete => None,
+    });
+    AnswerShape::Batch { operations: write.operations.len(), gets: gets.collect() }
+}
+
+fn build_command(write: Write, log_time_ms: u64) -> Result<(WriteCommand, AnswerShape), Failure> {
+    let shape = answer_shape(&write);
+    let request = command::RequestId {
+        session: write.request_id.session,
+        sequence: write.request_id.sequence,
+        lowest_unacknowledged: write.request_id.lowest_unacknowledged,
+        register_until_ms: write.request_id.register_until_ms,
+    };
+    let operations = write.operations.into_iter().filter_map(command_operation).collect();
+    let command = WriteCommand::new(log_time_ms, request, operations)
+        .map_err(|error| Failure::invalid(error.to_string()))?;
+    Ok((command, shape))
+}
+
+/// A get is no part of a command: it is answered from the index after the command has been applied.
+fn command_operation(operation: KeyOperation) -> Option<command::Operation> {
+    let condition = match operation.condition {
+        None => command::Condition::None,
+        Some(Condition::Version(version)) => command::Condition::IfVersion(version),
+        Some(Condition::Value(_)) => unreachable!("conditions on values are resolved before proposing"),
+    };
+    match operation.action {
+        Action::Put(value) => Some(command::Operation::put(operation.key, value, condition)),
+        Action::Delete => Some(command::Operation::delete(operation.key, condition)),
+        Action::Get => None,
+    }
+}
+
+/// Spreads the results of the writes over all operations of a batch; gets are filled in later.
+fn batch_results(
+    operations: usize,
+    gets: &[(usize, Bytes)],
+    written: &[machine::OperationOutcome],
+) -> Vec<v1::OperationResult> {
+    let mut written = written.iter();
+    let mut gets = gets.iter().map(|(position, _)| *position).peekable();
+    (0..operations)
+        .map(|position| {
+            if gets.next_if_eq(&position).is_some() {
+                return v1::OperationResult::default();
+            }
+            written.next().map_or_else(v1::OperationResult::default, |result| v1::OperationResult {
+                version: result.version,
+                existed: result.existed,
+                value: Bytes::new(),
+            })
+        })
+        .collect()
+}
+
+/// What the machine changed, in the engine's terms. The key is copied: a slice of the frame would keep the
+/// whole frame in memory for as long as the key lives.
+fn engine_change(change: machine::Change) -> krita_engine::Change {
+    match change {
+        machine::Change::Put { key, payload_offset, payload_length, value } => krita_engine::Change::Put {
+            key: Bytes::copy_from_slice(&key),
+            payload_offset,
+            payload_length,
+            value: Some(Bytes::copy_from_slice(&value)),
+        },
+        machine::Change::Delete { key } => krita_engine::Change::Delete { key },
+    }
+}

@@ -1,0 +1,210 @@
+//! Where a request on a shard goes: to the replica on this core, over the mesh to the core that has it, or on to
+//! the node that leads the shard. A request is passed on between nodes once at most.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use krita_net::RequestError;
+use krita_proto::error::ErrorCode;
+use krita_proto::frame::{Frame, FrameKind};
+use krita_proto::v1;
+use krita_runtime::{CoreId, Mesh, MeshFull, Runtime, TaskClass};
+use prost::Message as _;
+
+use crate::core::Core;
+use crate::failure::Failure;
+use crate::mesh::{CoreMessage, RequestFromCore};
+use crate::reads::{PendingRead, Read};
+use crate::request::{ShardOperation, ShardRequest};
+use crate::responder::{ReplySink, Responder};
+
+/// The answer that a request of another core is owed: it goes back over the mesh.
+pub(crate) struct MeshSink<R: Runtime> {
+    pub(crate) core: Rc<Core<R>>,
+    pub(crate) to: CoreId,
+}
+
+impl<R: Runtime> ReplySink for MeshSink<R> {
+    fn reply(&self, ticket: u64, kind: FrameKind, body: Bytes) {
+        self.core.send_to_core(self.to, CoreMessage::Reply { ticket, kind, body });
+    }
+}
+
+impl<R: Runtime> Core<R> {
+    /// Sees to it that the request is answered.
+    pub(crate) fn route(self: &Rc<Self>, request: ShardRequest, responder: Responder) {
+        let owner = match self.serving.borrow().as_ref() {
+            Some(serving) => serving.cluster.core_of(request.shard),
+            None => return responder.fail(&self.not_serving()),
+        };
+        match owner {
+            Some(core) if core == self.runtime.core() => self.submit(request, responder),
+            Some(core) => self.pass_to_core(core, request, responder),
+            None => self.pass_to_holder(request, responder),
+        }
+    }
+
+    /// A request that another core passed on.
+    pub(crate) fn on_request_from_core(self: &Rc<Self>, message: RequestFromCore) {
+        let RequestFromCore { from, ticket, request } = message;
+        let sink = Rc::new(MeshSink { core: self.clone(), to: from });
+        let responder = Responder::new(sink, ticket, request.changes_data());
+        self.submit(request, responder);
+    }
+
+    /// Hands the request to this core's replica, or on to the node that leads the shard.
+    fn submit(self: &Rc<Self>, request: ShardRequest, responder: Responder) {
+        let mut guard = self.serving.borrow_mut();
+        let Some(serving) = guard.as_mut() else {
+            return responder.fail(&self.not_serving());
+        };
+        let Some(replica) = serving.replicas.get_mut(&request.shard) else {
+            return responder.fail(&Failure::not_ready("the shard is not open yet"));
+        };
+        if !replica.is_leader() {
+            let leader = replica.leader_node();
+            let failure = replica.not_leader();
+            drop(guard);
+            return match leader.filter(|_| !request.forwarded) {
+                Some(node) => self.forward(node, request, responder),
+                None => responder.fail(&failure),
+            };
+        }
+        let now = self.runtime.now();
+        let deadline = now + request.timeout;
+        match request.operation {
+            ShardOperation::Get { key } => {
+                replica.read(now, PendingRead { read: Read::Get { key, responder }, deadline });
+            }
+            ShardOperation::Scan(scan) => {
+                replica.read(now, PendingRead { read: Read::Scan { scan, responder }, deadline });
+            }
+            ShardOperation::Write(write) => self.submit_write(replica, write, deadline, responder),
+        }
+        self.touch(replica);
+    }
+
+    fn pass_to_core(self: &Rc<Self>, to: CoreId, request: ShardRequest, responder: Responder) {
+        let ticket = match self.tickets.borrow_mut().issue(responder) {
+            Ok(ticket) => ticket,
+            Err(responder) => {
+                return responder.fail(&Failure::overloaded("too many requests wait for other cores"));
+            }
+        };
+        let message =
+            CoreMessage::Request(Box::new(RequestFromCore { from: self.runtime.core(), ticket, request }));
+        if self.mesh.send(to, message).is_err()
+            && let Some(responder) = self.tickets.borrow_mut().redeem(ticket)
+        {
+            // The message came back: nothing has seen it.
+            responder.fail(&Failure::overloaded(format!("{to} has too much to do")));
+        }
+    }
+
+    /// This node has no replica of the shard: those that do know the leader.
+    fn pass_to_holder(self: &Rc<Self>, request: ShardRequest, responder: Responder) {
+        let guard = self.serving.borrow();
+        let placement = guard.as_ref().and_then(|serving| serving.cluster.placement(request.shard).cloned());
+        drop(guard);
+        let Some(placement) = placement else {
+            return responder.fail(&Failure::invalid("there is no such shard"));
+        };
+        let mut nodes: Vec<u32> = placement.replicas.iter().map(|replica| replica.node_number).collect();
+        // Whoever can be reached first; then in the order of the placement.
+        nodes.sort_by_key(|node| !self.peers.is_connected(*node));
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "forward", async move {
+            core.forward_along(nodes, request, responder).await;
+        });
+    }
+
+    /// Asks a holder of the shard, and then whom it names as the leader. A holder that says it does not lead has
+    /// done nothing, so asking on is safe.
+    async fn forward_along(&self, nodes: Vec<u32>, request: ShardRequest, responder: Responder) {
+        let mut wanted = nodes.first().copied();
+        let mut others = nodes.into_iter().skip(1);
+        let mut failure = Failure::unavailable("no node with a replica of the shard can be reached");
+        for _ in 0..HOPS_MAX {
+            let Some(node) = wanted.take().or_else(|| others.next()) else { break };
+            match self.peers.forward(node, request.shard, request.kind, &request.body, limit(&request)).await {
+                Ok(frame) => match refusal_hint(&frame) {
+                    Some(hint) => {
+                        failure = Failure::unavailable(format!("node {node} does not lead the shard"));
+                        wanted = hint.filter(|hint| *hint != node);
+                    }
+                    None => return responder.body(frame.kind, frame.body),
+                },
+                Err(error) => {
+                    failure = forward_failure(node, &error, request.changes_data());
+                    if failure.code == ErrorCode::UnknownOutcome {
+                        break;
+                    }
+                }
+            }
+        }
+        responder.fail(&failure);
+    }
+
+    /// Passes the request to the node that leads the shard.
+    fn forward(self: &Rc<Self>, node: u32, request: ShardRequest, responder: Responder) {
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "forward", async move {
+            let sent =
+                core.peers.forward(node, request.shard, request.kind, &request.body, limit(&request)).await;
+            match sent {
+                Ok(frame) => responder.body(frame.kind, frame.body),
+                Err(error) => responder.fail(&forward_failure(node, &error, request.changes_data())),
+            }
+        });
+    }
+
+    /// Queues a message for a core; one that must not be lost waits in a task until there is room.
+    pub(crate) fn send_to_core(self: &Rc<Self>, to: CoreId, message: CoreMessage<R::Handoff>) {
+        if let Err(MeshFull(message)) = self.mesh.send(to, message) {
+            let core = self.clone();
+            self.runtime.spawn(TaskClass::Foreground, "mesh-retry", async move {
+                let mut message = message;
+                while let Err(MeshFull(back)) = core.mesh.send(to, message) {
+                    message = back;
+                    core.runtime.sleep(Duration::from_millis(1)).await;
+                    if core.is_ending() {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// Nodes that a request is passed to, one after the other, until one leads the shard.
+const HOPS_MAX: usize = 4;
+
+/// The other node answers within the timeout; leave its answer a moment to arrive.
+fn limit(request: &ShardRequest) -> Duration {
+    request.timeout + Duration::from_millis(250)
+}
+
+/// If the frame says that its sender does not lead the shard: who does, if it knows.
+fn refusal_hint(frame: &Frame) -> Option<Option<u32>> {
+    if frame.kind != FrameKind::Error {
+        return None;
+    }
+    let error = v1::Error::decode(frame.body.clone()).ok()?;
+    match ErrorCode::from_number(error.code) {
+        ErrorCode::NotLeader => Some(error.hint.map(|hint| hint.node_number)),
+        _ => None,
+    }
+}
+
+fn forward_failure(node: u32, error: &RequestError, changes_data: bool) -> Failure {
+    let may_be_done = match error {
+        RequestError::NotSent(_) => false,
+        RequestError::Lost(_) | RequestError::Timeout | RequestError::Answer(_) => true,
+        RequestError::Refused(_) => false,
+    };
+    match may_be_done && changes_data {
+        true => Failure::unknown_outcome(format!("the answer of node {node} did not arrive: {error}")),
+        false => Failure::unavailable(format!("node {node} cannot be reached: {error}")),
+    }
+}

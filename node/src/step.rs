@@ -1,0 +1,63 @@
+//! Raft messages from other nodes: to the replica they are for, here or on another core.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use krita_proto::v1;
+use krita_runtime::{Mesh, Runtime};
+
+use crate::core::{Core, Serving};
+use crate::mesh::CoreMessage;
+use crate::peers::PeerCore;
+use crate::replica::raft_time;
+use crate::wire;
+
+impl<R: Runtime> Core<R> {
+    /// Takes in the messages of one burst. `node_number` has been verified: a message whose sender lives on
+    /// another node is dropped.
+    pub(crate) fn step_messages(self: &Rc<Self>, node_number: u32, messages: Vec<v1::RaftMessage>) {
+        let here = self.runtime.core();
+        let now = raft_time(self.runtime.now());
+        let mut elsewhere: BTreeMap<_, Vec<v1::RaftMessage>> = BTreeMap::new();
+        let mut guard = self.serving.borrow_mut();
+        let Some(serving) = guard.as_mut() else { return };
+        for message in messages {
+            match serving.cluster.core_of(message.shard) {
+                Some(core) if core == here => self.step_message(serving, now, node_number, message),
+                Some(core) => elsewhere.entry(core).or_default().push(message),
+                None => {}
+            }
+        }
+        drop(guard);
+        for (core, messages) in elsewhere {
+            // A full mesh loses them, as a network may.
+            let _ = self.mesh.send(core, CoreMessage::Raft { node_number, messages });
+        }
+    }
+
+    fn step_message(
+        &self,
+        serving: &mut Serving<R>,
+        now: krita_raft::Time,
+        node_number: u32,
+        message: v1::RaftMessage,
+    ) {
+        let Some(replica) = serving.replicas.get_mut(&message.shard) else { return };
+        let Some(message) = wire::decode(message) else { return };
+        let is_from_there = replica.nodes.get(&message.from) == Some(&node_number);
+        if !is_from_there || message.to != replica.id || replica.stopped.is_some() {
+            return;
+        }
+        replica.raft.step(now, message);
+        self.touch(replica);
+    }
+
+    /// A core of another node has started anew since it was last heard: it has forgotten what it led.
+    pub(crate) fn on_peer_restart(&self, peer: PeerCore) {
+        let now = self.runtime.now();
+        let mut guard = self.serving.borrow_mut();
+        if let Some(serving) = guard.as_mut() {
+            self.on_core_death(serving, now, peer.node_number, peer.core);
+        }
+    }
+}
