@@ -1,7 +1,21 @@
 //! One core's storage: a group-committed log that is the store.
 
+mod batch;
+mod cache;
+mod checkpoint;
 mod error;
+mod format;
+mod gate;
+mod index;
+mod inner;
+mod log;
+mod manifest;
+mod publish;
+mod read;
 mod record;
+mod recovery;
+mod segment;
+mod shard;
 mod snapshot;
 mod store;
 mod submission;

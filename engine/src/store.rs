@@ -1,25 +1,117 @@
 //! The store: the handle through which a core uses one log.
 
-use std::marker::PhantomData;
+use std::rc::Rc;
 
 use bytes::Bytes;
-use krita_runtime::Runtime;
+use krita_runtime::{Runtime, TaskClass};
 
 use crate::error::{LogError, OpenError, ReadError};
+use crate::gate::{Gate, Pass, detached};
+use crate::inner::{self, Inner, Parts};
+use crate::log::{self, Log, PIECE_BYTES_MIN, Work};
+use crate::manifest::{CheckpointPlace, ManifestChange, ShardRecord};
+use crate::read;
+use crate::record::RECORD_HEADER_BYTES;
+use crate::recovery;
+use crate::segment::{Pins, SEGMENT_BODY};
+use crate::shard::Shard;
 use crate::snapshot::{Installer, SnapshotSource};
-use crate::submission::Batch;
+use crate::submission::{self, Batch};
 use crate::types::{
-    Change, CheckpointMeta, EntryRecord, HardState, Index, Options, RecoveredShard, ReplicaId, ShardId, Slot,
-    Statistics, Term,
+    Change, CheckpointMeta, EntryRecord, HardState, Index, KEY_BYTES_MAX, Options, RecoveredShard, ReplicaId,
+    ShardId, Slot, Statistics, Term, VALUE_CHECKSUM_BYTES,
 };
+
+/// Meta data up to this length stands in the manifest while a shard has no keys.
+pub(crate) const INLINE_BYTES_MAX: usize = 16 << 10;
 
 /// Opens the log in `options.directory`, or creates it if the directory has none, and brings it to the state
 /// of the last acknowledged write. The shards come back in ascending order.
 pub async fn open<R: Runtime>(
-    _runtime: R,
-    _options: Options,
+    runtime: R,
+    options: Options,
 ) -> Result<(Store<R>, Vec<RecoveredShard>), OpenError> {
-    unimplemented!()
+    check_options(&options)?;
+    let task = (runtime.clone(), options.clone());
+    let recovering = async move { recovery::recover(&task.0, &task.1).await };
+    let recovered = detached(&runtime, TaskClass::Foreground, "recovery", recovering).await;
+    let recovered = recovered
+        .unwrap_or_else(|| Err(OpenError::Options("the core ended while the log was opened".to_owned())))?;
+    let segment_bytes = recovered.manifest.identity.segment_bytes;
+    if options.batch_bytes_max > segment_bytes - SEGMENT_BODY {
+        let what = format!("batch_bytes_max does not fit this log's segments of {segment_bytes} bytes");
+        return Err(OpenError::Options(what));
+    }
+    let mut shards = std::collections::BTreeMap::new();
+    let mut files = Vec::new();
+    for (id, (shard, record)) in recovered.shards {
+        if let CheckpointPlace::File(file) = record.place {
+            files.push((id, file));
+        }
+        shards.insert(id, shard);
+    }
+    let told = shards.iter().map(|(id, shard)| shard.recovered(*id)).collect();
+    let parts = Parts {
+        shards,
+        log: Log::new(recovered.head),
+        manifest: recovered.manifest,
+        segments: recovered.segments,
+        pins: Pins::default(),
+        next_number: recovered.next_number,
+    };
+    let directory = options.directory.clone();
+    let inner = Inner::new(runtime, options, parts);
+    for (id, record) in files {
+        let file = inner.checkpoint_file(id, record);
+        if let Some(shard) = inner.shards.borrow_mut().get_mut(&id) {
+            shard.file = Some(file);
+        }
+    }
+    let failed = |error| OpenError::io(&directory, error);
+    inner.manifest.remove_others(&inner.runtime).await.map_err(failed)?;
+    for orphan in recovered.orphans {
+        inner.runtime.remove_file(&orphan).await.map_err(failed)?;
+    }
+    inner.runtime.sync_directory(&directory).await.map_err(failed)?;
+    // From now on a damaged tail is known to have been durable.
+    if !inner.log.borrow().head.sealed {
+        log::seal(&inner).await;
+        inner.check_poison().map_err(|error| failed(std::io::Error::other(error)))?;
+    }
+    inner.runtime.spawn(TaskClass::Foreground, "log writer", log::run(inner.clone()));
+    inner.runtime.spawn(TaskClass::Background, "log maintenance", inner::maintain(inner.clone()));
+    Ok((Store { _handle: Rc::new(Handle { inner: inner.clone() }), inner }, told))
+}
+
+fn check_options(options: &Options) -> Result<(), OpenError> {
+    let block = crate::format::BLOCK;
+    let wrong = |what: &str| Err(OpenError::Options(what.to_owned()));
+    if !options.segment_bytes.is_multiple_of(block) || !options.batch_bytes_max.is_multiple_of(block) {
+        return wrong("segment_bytes and batch_bytes_max are multiples of 4096");
+    }
+    if (options.piece_bytes as usize) < PIECE_BYTES_MIN {
+        return wrong("piece_bytes is at least 16384");
+    }
+    if u64::from(options.batch_bytes_max) < 2 * u64::from(options.piece_bytes) + u64::from(block) {
+        return wrong("batch_bytes_max is at least twice piece_bytes and 4096");
+    }
+    if u64::from(options.segment_bytes) < u64::from(options.batch_bytes_max) + u64::from(SEGMENT_BODY) {
+        return wrong("segment_bytes is at least batch_bytes_max and 4096");
+    }
+    Ok(())
+}
+
+/// Closes the store when the last handle of its users goes.
+struct Handle<R: Runtime> {
+    inner: Rc<Inner<R>>,
+}
+
+impl<R: Runtime> Drop for Handle<R> {
+    fn drop(&mut self) {
+        self.inner.closed.set(true);
+        self.inner.log_wake.notify();
+        self.inner.maintenance_wake.notify();
+    }
 }
 
 /// A shard to create: see [`Store::create_shards`].
@@ -35,17 +127,26 @@ pub struct NewShard {
     pub hard_state: HardState,
 }
 
-/// One open log with the shards in it. A cheap handle; belongs to one core.
-#[derive(Clone)]
+/// One open log with the shards in it. A cheap handle; belongs to one core. What is under way when the last
+/// handle goes is finished first.
 pub struct Store<R: Runtime> {
-    _runtime: PhantomData<R>,
+    pub(crate) inner: Rc<Inner<R>>,
+    _handle: Rc<Handle<R>>,
 }
 
-#[allow(unused_variables)]
+impl<R: Runtime> Clone for Store<R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), _handle: self._handle.clone() }
+    }
+}
+
 impl<R: Runtime> Store<R> {
-    /// Creates shards with empty indexes and empty logs, all by one flush. Durable on return.
+    /// Creates shards with empty indexes and empty logs, all by one flush if their meta data is small.
+    /// Durable on return, all or none. A shard that is here already is an error.
     pub async fn create_shards(&self, shards: Vec<NewShard>) -> Result<(), LogError> {
-        unimplemented!()
+        let inner = self.inner.clone();
+        let create = async move { create_shards(&inner, shards).await };
+        self.detached(TaskClass::Foreground, "shard creation", create).await
     }
 
     /// Creates one shard; see [`Store::create_shards`].
@@ -58,14 +159,27 @@ impl<R: Runtime> Store<R> {
         self.create_shards(vec![NewShard { shard, replica, meta, hard_state: HardState::default() }]).await
     }
 
-    /// Takes a shard out of this log. Durable on return: it does not come back.
+    /// Takes a shard out of this log. Durable on return: it does not come back. Writes of the shard that are
+    /// in the queue are finished first; later ones are refused.
     pub async fn remove_shard(&self, shard: ShardId) -> Result<(), LogError> {
-        unimplemented!()
+        let inner = self.inner.clone();
+        let remove = async move {
+            let (_gate, _pass) = close_shard(&inner, shard).await?;
+            let published = inner.publish(|| vec![ManifestChange::Remove(shard)]).await;
+            reopen_on_error(&inner, shard, published)?;
+            let removed = inner.shards.borrow_mut().remove(&shard);
+            if let Some(file) = removed.and_then(|shard| shard.file) {
+                file.retired.set(true);
+            }
+            inner.maintenance_wake.notify();
+            Ok(())
+        };
+        self.detached(TaskClass::Foreground, "shard removal", remove).await
     }
 
     /// The shards in this log, ascending.
     pub fn shards(&self) -> Vec<ShardId> {
-        unimplemented!()
+        self.inner.shards.borrow().keys().copied().collect()
     }
 
     /// An empty batch.
@@ -74,9 +188,17 @@ impl<R: Runtime> Store<R> {
     }
 
     /// Writes a batch; durable on return. Calls may overlap: they line up, share writes where they fit, and
-    /// keep their order within each shard. The future may be dropped; the write then goes on unobserved.
+    /// keep their order within each shard. The order is that of the first polls. The future may be dropped;
+    /// the write then goes on unobserved.
+    ///
+    /// Panics if an entry would leave a gap or replace an applied entry.
     pub async fn write(&self, batch: Batch) -> Result<(), LogError> {
-        unimplemented!()
+        let inner = &self.inner;
+        inner.check_poison()?;
+        let works = line_up(inner, batch)?;
+        let done = inner.log.borrow_mut().submit(works);
+        inner.log_wake.notify();
+        done.await.unwrap_or_else(|_| Err(LogError::Poisoned("the core has ended".to_owned())))
     }
 
     /// Durable entries `from..=through` in order, at least one and then as many as fit `bytes_max` bytes of
@@ -88,53 +210,80 @@ impl<R: Runtime> Store<R> {
         through: Index,
         bytes_max: usize,
     ) -> Result<Vec<EntryRecord>, ReadError> {
-        unimplemented!()
+        read::entries(&self.inner, shard, from, through, bytes_max).await
+    }
+
+    fn with<T>(&self, shard: ShardId, ask: impl FnOnce(&Shard) -> T) -> Option<T> {
+        self.inner.shards.borrow().get(&shard).map(ask)
     }
 
     /// The first entry that can be read; one more than [`Store::last_index`] if there is none.
     pub fn first_index(&self, shard: ShardId) -> Option<Index> {
-        unimplemented!()
+        self.with(shard, Shard::first)
     }
 
     /// The last durable entry.
     pub fn last_index(&self, shard: ShardId) -> Option<Index> {
-        unimplemented!()
+        self.with(shard, Shard::last)
     }
 
     /// The term of a durable entry from `first_index - 1` on.
     pub fn term_at(&self, shard: ShardId, index: Index) -> Option<Term> {
-        unimplemented!()
+        self.with(shard, |shard| shard.term_at(index)).flatten()
     }
 
     /// The durable hard state.
     pub fn hard_state(&self, shard: ShardId) -> Option<HardState> {
-        unimplemented!()
+        self.with(shard, |shard| shard.hard_state)
     }
 
     /// The last entry that was applied to the index.
     pub fn applied(&self, shard: ShardId) -> Option<Index> {
-        unimplemented!()
+        self.with(shard, |shard| shard.applied)
     }
 
     /// The meta data of the last durable checkpoint.
     pub fn checkpoint_meta(&self, shard: ShardId) -> Option<CheckpointMeta> {
-        unimplemented!()
+        self.with(shard, |shard| shard.checkpoint.clone())
     }
 
     /// Applies what entry `index` did to the keys. The entry is durable here and follows the last applied
     /// one. An entry that changes no key is applied with no changes. In memory until a checkpoint.
+    ///
+    /// Panics if the entry is not durable, not the next one, or shorter than a change says.
     pub fn apply(&self, shard: ShardId, index: Index, changes: Vec<Change>) {
-        unimplemented!()
+        let mut shards = self.inner.shards.borrow_mut();
+        let shard = shards.get_mut(&shard).expect("entries are applied to shards of this log");
+        assert_eq!(index, shard.applied.next(), "entries are applied one by one, in order");
+        let payload =
+            shard.entry(index).expect("an entry is durable here before it is applied").payload.clone();
+        shard.applied = index;
+        for change in changes {
+            match change {
+                Change::Put { key, payload_offset, payload_length, value } => {
+                    assert!(key.len() <= KEY_BYTES_MAX && payload_length >= VALUE_CHECKSUM_BYTES);
+                    let region = payload.part(payload_offset, payload_length);
+                    let region = region.expect("a value lies inside the entry that carried it");
+                    if let Some(value) = value {
+                        let place = region.as_slice()[0];
+                        self.inner.cache.borrow_mut().insert(place, &key, &value);
+                    }
+                    shard.index.put(key, Slot { version: index, region });
+                }
+                Change::Delete { key } => shard.index.delete(&key),
+            }
+        }
     }
 
     /// What the index knows of a key.
     pub fn get(&self, shard: ShardId, key: &[u8]) -> Option<Slot> {
-        unimplemented!()
+        self.with(shard, |shard| shard.index.get(key).cloned()).flatten()
     }
 
-    /// The value behind a slot, from the cache or the disk; always checked.
+    /// The value behind a slot, from the cache or the disk; always checked. [`ReadError::Stale`]: the slot was
+    /// replaced meanwhile, look it up again.
     pub async fn value(&self, shard: ShardId, key: &[u8], slot: &Slot) -> Result<Bytes, ReadError> {
-        unimplemented!()
+        read::value(&self.inner, shard, key, slot).await
     }
 
     /// Up to `items_max` keys from `start` to `end` (exclusive; none: to the last), in order.
@@ -145,29 +294,44 @@ impl<R: Runtime> Store<R> {
         end: Option<&[u8]>,
         items_max: usize,
     ) -> Vec<(Bytes, Slot)> {
-        unimplemented!()
+        self.with(shard, |shard| shard.index.scan(start, end, items_max)).unwrap_or_default()
     }
 
     /// How many keys a shard has.
     pub fn keys(&self, shard: ShardId) -> u64 {
-        unimplemented!()
+        self.with(shard, |shard| shard.index.len() as u64).unwrap_or(0)
     }
 
-    /// Writes a checkpoint of the shard as it is at this call, when `meta.applied` must be the last applied
-    /// entry; then frees the log before it. Durable on return. Writes and applies go on meanwhile.
+    /// Writes a checkpoint of the shard as it is at the first poll, when `meta.applied` must be the last
+    /// applied entry; then frees the log before it. Durable on return. Writes and applies go on meanwhile.
+    /// Refused while another checkpoint or an installation of the shard is under way.
     pub async fn checkpoint(&self, shard: ShardId, meta: CheckpointMeta) -> Result<(), LogError> {
-        unimplemented!()
+        let started = crate::publish::start(&self.inner, shard, meta)?;
+        let inner = self.inner.clone();
+        let write = async move { crate::publish::run(&inner, started).await };
+        self.detached(TaskClass::Background, "checkpoint", write).await
     }
 
     /// A shard that should be checkpointed now: the one with most log behind its checkpoint beyond the
     /// threshold, or the one that holds the oldest segment when recovery would have to read too many.
     pub fn checkpoint_due(&self) -> Option<ShardId> {
-        unimplemented!()
+        let inner = &self.inner;
+        let head = inner.log.borrow().head.segment;
+        let shards = inner.shards.borrow();
+        let able = || shards.iter().filter(|(_, shard)| shard.applied > shard.checkpoint.applied);
+        let largest = able().max_by_key(|(id, shard)| (shard.bytes_behind, std::cmp::Reverse(**id)));
+        if let Some((id, shard)) = largest {
+            if shard.bytes_behind >= inner.options.checkpoint_after_bytes {
+                return Some(*id);
+            }
+        }
+        let oldest = able().filter_map(|(id, shard)| Some((shard.first_needed()?.segment, *id))).min()?;
+        (head.0 - oldest.0.0 >= inner.options.replay_segments_max).then_some(oldest.1)
     }
 
     /// Opens the last durable checkpoint of a shard for sending.
     pub async fn snapshot_source(&self, shard: ShardId) -> Result<SnapshotSource<R>, ReadError> {
-        unimplemented!()
+        SnapshotSource::open(self.inner.clone(), shard).await
     }
 
     /// Starts to install a snapshot, of a shard that is here or is not.
@@ -176,16 +340,155 @@ impl<R: Runtime> Store<R> {
         shard: ShardId,
         replica: ReplicaId,
     ) -> Result<Installer<R>, LogError> {
-        unimplemented!()
+        self.inner.check_poison()?;
+        Ok(Installer::new(self.inner.clone(), shard, replica))
     }
 
     /// Why the log is poisoned, if it is.
     pub fn poisoned(&self) -> Option<String> {
-        unimplemented!()
+        self.inner.poisoned()
     }
 
     /// Counters.
     pub fn statistics(&self) -> Statistics {
-        unimplemented!()
+        let segments = self.inner.segments.borrow();
+        Statistics {
+            segments: (segments.used.len() + segments.spare.len()) as u64,
+            segments_spare: segments.spare.len() as u64,
+            cache_bytes: self.inner.cache.borrow().bytes() as u64,
+            queue_bytes: self.inner.log.borrow().queue_bytes() as u64,
+            ..*self.inner.statistics.borrow()
+        }
+    }
+
+    async fn detached<F>(&self, class: TaskClass, name: &'static str, future: F) -> Result<(), LogError>
+    where
+        F: Future<Output = Result<(), LogError>> + 'static,
+    {
+        let ended = || Err(LogError::Poisoned("the core has ended".to_owned()));
+        detached(&self.inner.runtime, class, name, future).await.unwrap_or_else(ended)
     }
 }
+
+/// Checks a batch against the shards and turns it into work, in order.
+fn line_up<R: Runtime>(inner: &Inner<R>, batch: Batch) -> Result<Vec<(ShardId, ReplicaId, Work)>, LogError> {
+    let mut shards = inner.shards.borrow_mut();
+    for id in batch.shards.keys() {
+        match shards.get(id) {
+            None => return Err(LogError::UnknownShard(*id)),
+            Some(shard) if shard.closing => {
+                return Err(LogError::Refused(format!("{id} is being replaced or removed")));
+            }
+            Some(_) => {}
+        }
+    }
+    let mut works = Vec::new();
+    for (id, changes) in batch.shards {
+        let shard = shards.get_mut(&id).expect("every shard was just looked up");
+        for change in changes {
+            let work = match change {
+                submission::Change::HardState(state) => Work::HardState(state),
+                submission::Change::TruncateAfter(index) => {
+                    assert!(index >= shard.applied, "an applied entry is never truncated");
+                    shard.last_queued = shard.last_queued.min(index);
+                    Work::TruncateAfter(index)
+                }
+                submission::Change::Entry(entry) => {
+                    assert!(entry.index > shard.applied, "an applied entry is never replaced");
+                    assert!(entry.index <= shard.last_queued.next(), "the log has no gaps");
+                    shard.last_queued = entry.index;
+                    Work::Entry(entry)
+                }
+            };
+            works.push((id, shard.replica, work));
+        }
+    }
+    Ok(works)
+}
+
+/// Waits until all work of a shard that is in the queue is durable.
+pub(crate) async fn drain<R: Runtime>(
+    inner: &Rc<Inner<R>>,
+    shard: ShardId,
+    replica: ReplicaId,
+) -> Result<(), LogError> {
+    inner.check_poison()?;
+    let done = inner.log.borrow_mut().submit(vec![(shard, replica, Work::Barrier)]);
+    inner.log_wake.notify();
+    done.await.unwrap_or_else(|_| Err(LogError::Poisoned("the core has ended".to_owned())))
+}
+
+/// Keeps new writes off a shard and waits for the old ones.
+pub(crate) async fn close_shard<R: Runtime>(
+    inner: &Rc<Inner<R>>,
+    shard: ShardId,
+) -> Result<(Rc<Gate>, Pass), LogError> {
+    let gate = inner.gate(shard);
+    let pass = gate.enter().await;
+    let replica = match inner.shards.borrow_mut().get_mut(&shard) {
+        Some(state) => {
+            state.closing = true;
+            state.replica
+        }
+        None => return Err(LogError::UnknownShard(shard)),
+    };
+    let drained = drain(inner, shard, replica).await;
+    reopen_on_error(inner, shard, drained)?;
+    Ok((gate, pass))
+}
+
+/// Lets a shard be written again when what closed it failed.
+pub(crate) fn reopen_on_error<R: Runtime, T>(
+    inner: &Inner<R>,
+    shard: ShardId,
+    result: Result<T, LogError>,
+) -> Result<T, LogError> {
+    if result.is_err() {
+        if let Some(shard) = inner.shards.borrow_mut().get_mut(&shard) {
+            shard.closing = false;
+        }
+    }
+    result
+}
+
+async fn create_shards<R: Runtime>(inner: &Rc<Inner<R>>, shards: Vec<NewShard>) -> Result<(), LogError> {
+    let mut passes = Vec::new();
+    let mut places = Vec::new();
+    for new in &shards {
+        passes.push(inner.gate(new.shard).enter().await);
+        if inner.shards.borrow().contains_key(&new.shard) {
+            return Err(LogError::Refused(format!("{} is here already", new.shard)));
+        }
+        // An abandoned installation may still be on its way to the disk.
+        drain(inner, new.shard, new.replica).await?;
+        places.push(crate::publish::write_empty(inner, new.shard, &new.meta).await?);
+    }
+    let mut states = Vec::new();
+    inner
+        .publish(|| {
+            let mut changes = Vec::new();
+            for (new, (place, file)) in shards.into_iter().zip(places) {
+                let NewShard { shard: id, replica, meta, hard_state } = new;
+                let shard = Shard::new(replica, hard_state, meta, file, Default::default());
+                let record = ShardRecord {
+                    shard: id,
+                    replica,
+                    generation: shard.checkpoint.generation,
+                    applied: shard.checkpoint.applied,
+                    term: shard.checkpoint.term,
+                    place,
+                    tail: inner.tail_now(id, &shard),
+                };
+                changes.push(ManifestChange::Put(Box::new(record)));
+                states.push((id, shard));
+            }
+            changes
+        })
+        .await?;
+    inner.shards.borrow_mut().extend(states);
+    drop(passes);
+    Ok(())
+}
+
+// A record of the largest undivided payload, its batch's header and a piece of another fit one batch.
+const _: () = assert!(crate::batch::BATCH_HEADER_BYTES + 2 * (RECORD_HEADER_BYTES + 8) <= 4096);

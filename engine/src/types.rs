@@ -336,3 +336,10 @@ pub struct Statistics {
     /// Bytes that wait in the write queue.
     pub queue_bytes: u64,
 }
+
+/// A batch, and a segment at or before which it begins.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Place {
+    pub(crate) sequence: u64,
+    pub(crate) segment: SegmentId,
+}

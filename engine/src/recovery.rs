@@ -1,0 +1,637 @@
+//! Opening a log: the manifest, then the log behind each shard's start of replay, then the checkpoints.
+//!
+//! The rule that everything hangs on. One batch is in flight at a time, so only the last can be torn:
+//!
+//! - an invalid batch with nothing valid behind it, here or in a later segment, was never acknowledged and is
+//!   cut off;
+//! - an invalid batch with a valid one behind it, or one that the manifest knows to have been durable, is
+//!   corruption, and nothing on disk is touched.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use krita_runtime::{File, Runtime};
+
+use crate::batch::{self, BATCH_HEADER_BYTES, CheckedHeader};
+use crate::checkpoint::{self, Block, CheckpointIdentity, FileReader};
+use crate::error::{Corruption, OpenError, ReadError};
+use crate::format::{BLOCK, SEGMENT_PREFIX, number_after, padded};
+use crate::index::KeyIndex;
+use crate::log::Head;
+use crate::manifest::{CheckpointPlace, LogIdentity, Manifest, ShardRecord};
+use crate::record::{self, RecordHeader, RecordKind, record_bytes};
+use crate::segment::{self, SEGMENT_BODY, SEGMENT_OPEN, SegmentFile, SegmentHeader, Segments};
+use crate::shard::{EntryPlace, Shard};
+use crate::types::{CheckpointMeta, Extent, Extents, Index, Options, Place, SegmentId, ShardId};
+
+/// Bytes that the scan reads at once.
+const WINDOW_BYTES: usize = 1 << 20;
+
+/// What was found.
+pub(crate) struct Recovered<R: Runtime> {
+    pub(crate) manifest: Manifest<R>,
+    pub(crate) segments: Segments<R>,
+    pub(crate) head: Head<R>,
+    /// Each shard with the manifest's record of it.
+    pub(crate) shards: BTreeMap<ShardId, (Shard, ShardRecord)>,
+    pub(crate) next_number: u64,
+    /// Files that nothing refers to.
+    pub(crate) orphans: Vec<PathBuf>,
+}
+
+/// Finds a log, or makes one.
+pub(crate) async fn recover<R: Runtime>(runtime: &R, options: &Options) -> Result<Recovered<R>, OpenError> {
+    let directory = &options.directory;
+    let failed = |error| OpenError::io(directory, error);
+    runtime.create_directory(directory).await.map_err(failed)?;
+    if let Some(parent) = directory.parent() {
+        runtime.sync_directory(parent).await.map_err(|error| OpenError::io(parent, error))?;
+    }
+    let manifest = match Manifest::load(runtime, directory).await? {
+        Some(manifest) => manifest,
+        None => {
+            let identity = LogIdentity {
+                log: options.log,
+                nonce: runtime.random_u64(),
+                segment_bytes: options.segment_bytes,
+            };
+            Manifest::create(runtime, directory, identity).await.map_err(failed)?
+        }
+    };
+    if manifest.identity.log != options.log {
+        let what = format!("it holds {}, not {}", manifest.identity.log, options.log);
+        return Err(OpenError::Mismatch { path: directory.clone(), what });
+    }
+    let recovery = Recovery { runtime, options, nonce: manifest.identity.nonce, manifest };
+    recovery.run().await
+}
+
+struct Recovery<'a, R: Runtime> {
+    runtime: &'a R,
+    options: &'a Options,
+    nonce: u64,
+    manifest: Manifest<R>,
+}
+
+/// Segment files by what their headers say.
+struct Found<R: Runtime> {
+    used: BTreeMap<SegmentId, (SegmentFile<R>, SegmentHeader)>,
+    spare: VecDeque<SegmentFile<R>>,
+    /// Whole files whose header is invalid.
+    doubtful: Vec<SegmentFile<R>>,
+    orphans: Vec<PathBuf>,
+    next_file: u32,
+}
+
+/// What the scan knows of each shard.
+struct Replaying {
+    shard: Shard,
+    record: ShardRecord,
+    /// An entry whose last pieces have not come yet.
+    partial: Option<Partial>,
+}
+
+struct Partial {
+    header: RecordHeader,
+    extents: Vec<Extent>,
+    written: u32,
+    first: Place,
+}
+
+/// Where the chain of batches has come to.
+struct Chain {
+    segment: SegmentId,
+    offset: u32,
+    /// The next batch's number, and the checksum it must name.
+    sequence: u64,
+    previous: u64,
+}
+
+/// Reads a segment through a window.
+struct Window<R: Runtime> {
+    file: SegmentFile<R>,
+    path: PathBuf,
+    bytes: Bytes,
+    start: usize,
+}
+
+impl<R: Runtime> Window<R> {
+    /// `length` bytes at `offset`, fewer at the end of the file.
+    async fn get(&mut self, offset: usize, length: usize) -> Result<Bytes, OpenError> {
+        if offset < self.start || offset + length > self.start + self.bytes.len() {
+            let want = length.max(WINDOW_BYTES);
+            let read = self.file.file.read_at(offset as u64, want).await;
+            self.bytes = read.map_err(|error| OpenError::io(&self.path, error))?;
+            self.start = offset;
+        }
+        let from = offset - self.start;
+        Ok(self.bytes.slice(from..(from + length).min(self.bytes.len())))
+    }
+}
+
+impl<R: Runtime> Recovery<'_, R> {
+    async fn run(self) -> Result<Recovered<R>, OpenError> {
+        let mut found = self.find_segments().await?;
+        let records = self.manifest.shards();
+        self.check_references(&found, &records)?;
+        let mut replaying = BTreeMap::new();
+        for (id, record) in records {
+            replaying.insert(id, self.load_checkpoint(record).await?);
+        }
+        let chain = self.scan(&found, &mut replaying).await?;
+        let shards = self.settle(&chain, replaying)?;
+        let orphans = self.orphans(&shards, &mut found).await?;
+        self.finish(found, chain, shards, orphans).await
+    }
+
+    fn path(&self, number: u32) -> PathBuf {
+        Segments::<R>::path(&self.options.directory, number)
+    }
+
+    fn window(&self, file: &SegmentFile<R>) -> Window<R> {
+        let path = self.path(file.number);
+        Window { file: file.clone(), path, bytes: Bytes::new(), start: 0 }
+    }
+
+    fn damaged(&self, number: u32, offset: usize, what: String, sequences: Option<(u64, u64)>) -> OpenError {
+        Corruption { file: self.path(number), offset: offset as u64, what, sequences }.into()
+    }
+
+    async fn find_segments(&self) -> Result<Found<R>, OpenError> {
+        let directory = &self.options.directory;
+        let names = self.runtime.list_directory(directory).await.map_err(|e| OpenError::io(directory, e))?;
+        let mut found = Found {
+            used: BTreeMap::new(),
+            spare: VecDeque::new(),
+            doubtful: Vec::new(),
+            orphans: Vec::new(),
+            next_file: 0,
+        };
+        for name in names {
+            let Some(number) = number_after(&name, SEGMENT_PREFIX).and_then(|n| u32::try_from(n).ok()) else {
+                continue;
+            };
+            found.next_file = found.next_file.max(number + 1);
+            self.find_segment(number, &mut found).await?;
+        }
+        Ok(found)
+    }
+
+    async fn find_segment(&self, number: u32, found: &mut Found<R>) -> Result<(), OpenError> {
+        let path = self.path(number);
+        let failed = |error| OpenError::io(&path, error);
+        let file = self.runtime.open(&path, SEGMENT_OPEN).await.map_err(failed)?;
+        let length = file.length().await.map_err(failed)?;
+        let block = file.read_at(0, BLOCK as usize).await.map_err(failed)?;
+        let file = SegmentFile { number, file };
+        let header = SegmentHeader::decode(&block, self.nonce);
+        let whole = length == u64::from(self.manifest.identity.segment_bytes);
+        match header {
+            Some(header) if (header.log, header.file) != (self.options.log, number) => {
+                let what = format!("the header of file {} of {} is here", header.file, header.log);
+                return Err(self.damaged(number, 0, what, None));
+            }
+            Some(_) if !whole => {
+                let what = format!("it is {length} bytes long");
+                return Err(self.damaged(number, 0, what, None));
+            }
+            Some(header) if header.segment == SegmentId(0) => found.spare.push_back(file),
+            Some(header) => {
+                if found.used.insert(header.segment, (file, header)).is_some() {
+                    let what = format!("{} is in two files", header.segment);
+                    return Err(self.damaged(number, 0, what, None));
+                }
+            }
+            // A crash while the file was being made, or put to use.
+            None if whole => found.doubtful.push(file),
+            None => found.orphans.push(path),
+        }
+        Ok(())
+    }
+
+    /// Every segment that a checkpoint or a replay needs must be there.
+    fn check_references(
+        &self,
+        found: &Found<R>,
+        records: &BTreeMap<ShardId, ShardRecord>,
+    ) -> Result<(), OpenError> {
+        for record in records.values() {
+            let referred: &[SegmentId] = match &record.place {
+                CheckpointPlace::File(file) => &file.segments,
+                CheckpointPlace::Inline { .. } => &[],
+            };
+            for segment in referred.iter().chain([&record.tail.replay.segment]) {
+                if !found.used.contains_key(segment) {
+                    let what = format!("{} needs {segment}, which no file holds", record.shard);
+                    let file = self.options.directory.clone();
+                    return Err(Corruption { file, offset: 0, what, sequences: None }.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn load_checkpoint(&self, record: ShardRecord) -> Result<Replaying, OpenError> {
+        let mut index = KeyIndex::default();
+        let meta = match &record.place {
+            CheckpointPlace::Inline { .. } => record.inline_meta().unwrap_or_default(),
+            CheckpointPlace::File(file) => {
+                let identity = CheckpointIdentity {
+                    log: self.options.log,
+                    shard: record.shard,
+                    number: file.number,
+                    nonce: self.nonce,
+                };
+                let load = self.load_file(identity, file.clone(), &mut index).await;
+                load.map_err(|error| self.open_error(error))?
+            }
+        };
+        if (meta.applied, meta.term, meta.generation) != (record.applied, record.term, record.generation) {
+            let file = self.options.directory.clone();
+            let what = format!("the checkpoint of {} is not the published one", record.shard);
+            return Err(Corruption { file, offset: 0, what, sequences: None }.into());
+        }
+        let shard = Shard::new(record.replica, record.tail.hard_state, meta, None, index);
+        Ok(Replaying { shard, record, partial: None })
+    }
+
+    async fn load_file(
+        &self,
+        identity: CheckpointIdentity,
+        file: crate::manifest::CheckpointFileRecord,
+        index: &mut KeyIndex,
+    ) -> Result<CheckpointMeta, ReadError> {
+        let mut reader = FileReader::open(self.runtime, &self.options.directory, identity, file).await?;
+        loop {
+            match reader.next().await? {
+                Block::Items(items) => {
+                    for (key, slot) in items {
+                        index.put(key, slot);
+                    }
+                    self.runtime.pause().await;
+                }
+                Block::Meta => {}
+                Block::End(meta) => return Ok(meta),
+            }
+        }
+    }
+
+    fn open_error(&self, error: ReadError) -> OpenError {
+        match error {
+            ReadError::Corruption(corruption) => corruption.into(),
+            ReadError::Io { file, what } => OpenError::Io { path: file, source: io::Error::other(what) },
+            ReadError::UnknownShard(_)
+            | ReadError::Compacted { .. }
+            | ReadError::Stale
+            | ReadError::Closed => {
+                OpenError::io(&self.options.directory, io::Error::other(error.to_string()))
+            }
+        }
+    }
+
+    /// Follows the chain from the first segment that a shard needs to the end of the log.
+    async fn scan(
+        &self,
+        found: &Found<R>,
+        shards: &mut BTreeMap<ShardId, Replaying>,
+    ) -> Result<Chain, OpenError> {
+        let Some(newest) = found.used.keys().next_back().copied() else {
+            let chain = Chain { segment: SegmentId(0), offset: 0, sequence: 1, previous: 0 };
+            self.no_later_batch(found, &chain).await?;
+            return Ok(chain);
+        };
+        let starts = shards.values().map(|shard| shard.record.tail.replay.segment);
+        let oldest = starts.min().unwrap_or(newest);
+        let mut chain: Option<Chain> = None;
+        for number in oldest.0..=newest.0 {
+            let id = SegmentId(number);
+            let Some((file, header)) = found.used.get(&id) else {
+                let what = format!("{id} is missing, with {newest} behind it");
+                let file = self.options.directory.clone();
+                return Err(Corruption { file, offset: 0, what, sequences: None }.into());
+            };
+            if let Some(before) = chain {
+                if (before.sequence, before.previous) != (header.first_sequence, header.previous) {
+                    let number = found.used[&before.segment].0.number;
+                    let what = format!("an invalid batch, with {id} behind it");
+                    let sequences = Some((before.sequence, header.first_sequence.saturating_sub(1)));
+                    return Err(self.damaged(number, before.offset as usize, what, sequences));
+                }
+            }
+            let mut next = Chain {
+                segment: id,
+                offset: SEGMENT_BODY,
+                sequence: header.first_sequence,
+                previous: header.previous,
+            };
+            self.scan_segment(file, &mut next, shards).await?;
+            chain = Some(next);
+        }
+        let chain = chain.expect("the newest segment is in the range");
+        self.no_later_batch(found, &chain).await?;
+        Ok(chain)
+    }
+
+    async fn scan_segment(
+        &self,
+        file: &SegmentFile<R>,
+        chain: &mut Chain,
+        shards: &mut BTreeMap<ShardId, Replaying>,
+    ) -> Result<(), OpenError> {
+        let mut window = self.window(file);
+        while let Some((checked, batch)) = self.next_batch(&mut window, chain).await? {
+            self.replay_batch(file.number, &checked, &batch, shards)?;
+            chain.offset += padded(batch.len()) as u32;
+            chain.sequence += 1;
+            chain.previous = checked.checksum;
+            self.runtime.pause().await;
+        }
+        Ok(())
+    }
+
+    /// The batch at the end of the chain, if it is there and whole.
+    async fn next_batch(
+        &self,
+        window: &mut Window<R>,
+        chain: &Chain,
+    ) -> Result<Option<(CheckedHeader, Bytes)>, OpenError> {
+        let segment_bytes = self.manifest.identity.segment_bytes;
+        if chain.offset >= segment_bytes {
+            return Ok(None);
+        }
+        let head = window.get(chain.offset as usize, BATCH_HEADER_BYTES).await?;
+        let Some(checked) = batch::decode_header(&head, self.nonce) else { return Ok(None) };
+        let header = checked.header;
+        let follows = header.log == self.options.log
+            && header.segment == chain.segment
+            && header.offset == chain.offset
+            && header.sequence == chain.sequence
+            && header.previous == chain.previous
+            && u64::from(header.offset) + u64::from(header.length) <= u64::from(segment_bytes);
+        if !follows {
+            return Ok(None);
+        }
+        let bytes = window.get(chain.offset as usize, header.length as usize).await?;
+        let whole = bytes.len() == header.length as usize
+            && batch::body_matches(&checked, &bytes[BATCH_HEADER_BYTES..], self.nonce);
+        Ok(whole.then_some((checked, bytes)))
+    }
+
+    fn replay_batch(
+        &self,
+        number: u32,
+        checked: &CheckedHeader,
+        batch: &Bytes,
+        shards: &mut BTreeMap<ShardId, Replaying>,
+    ) -> Result<(), OpenError> {
+        let header = &checked.header;
+        let place = Place { sequence: header.sequence, segment: header.segment };
+        let mut position = BATCH_HEADER_BYTES;
+        let sequences = Some((header.sequence, header.sequence));
+        let damaged = |position: usize, what: &str| {
+            let offset = header.offset as usize + position;
+            self.damaged(number, offset, what.to_owned(), sequences)
+        };
+        for _ in 0..header.records {
+            let decoded = batch.get(position..).and_then(|bytes| record::decode(bytes, self.nonce));
+            let Some((record, payload)) = decoded else {
+                return Err(damaged(position, "an invalid record in a valid batch"));
+            };
+            let here = (header.log, header.segment, header.offset as usize + position);
+            if (record.log, record.segment, record.offset as usize) != here {
+                return Err(damaged(position, "a record of another place"));
+            }
+            if let Some(shard) = shards.get_mut(&record.shard) {
+                if place.sequence >= shard.record.tail.replay.sequence {
+                    shard.replay(&record, payload, place).map_err(|what| damaged(position, what))?;
+                }
+            }
+            position += record_bytes(payload.len());
+        }
+        if position != batch.len() {
+            return Err(damaged(position, "bytes behind the last record"));
+        }
+        Ok(())
+    }
+
+    /// The end of the chain is the end of the log only if no later batch exists anywhere.
+    async fn no_later_batch(&self, found: &Found<R>, chain: &Chain) -> Result<(), OpenError> {
+        if let Some((file, _)) = found.used.get(&chain.segment) {
+            // The batch right at the end may be torn with its header whole; none behind it may be there.
+            if let Some((_, later)) = self.find_batch(file, chain.offset, chain.sequence + 1).await? {
+                let what = format!("an invalid batch, with batch {later} behind it");
+                let sequences = Some((chain.sequence, later - 1));
+                return Err(self.damaged(file.number, chain.offset as usize, what, sequences));
+            }
+        }
+        for file in &found.doubtful {
+            if let Some((offset, later)) = self.find_batch(file, SEGMENT_BODY, chain.sequence).await? {
+                let what = format!("an invalid segment header, with batch {later} at byte {offset}");
+                return Err(self.damaged(file.number, 0, what, Some((chain.sequence, later))));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first batch header from `offset` on that is at its place and has at least number `sequence`.
+    async fn find_batch(
+        &self,
+        file: &SegmentFile<R>,
+        offset: u32,
+        sequence: u64,
+    ) -> Result<Option<(usize, u64)>, OpenError> {
+        let mut window = self.window(file);
+        let end = self.manifest.identity.segment_bytes as usize;
+        for position in (offset as usize..end).step_by(BLOCK as usize) {
+            let head = window.get(position, BATCH_HEADER_BYTES).await?;
+            let later = batch::decode_header(&head, self.nonce).filter(|checked| {
+                checked.header.log == self.options.log
+                    && checked.header.offset as usize == position
+                    && checked.header.sequence >= sequence
+            });
+            if let Some(later) = later {
+                return Ok(Some((position, later.header.sequence)));
+            }
+            if position.is_multiple_of(WINDOW_BYTES) {
+                self.runtime.pause().await;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Checks each shard against what the manifest knows, and clamps what may run ahead.
+    fn settle(
+        &self,
+        chain: &Chain,
+        replaying: BTreeMap<ShardId, Replaying>,
+    ) -> Result<BTreeMap<ShardId, (Shard, ShardRecord)>, OpenError> {
+        let mut shards = BTreeMap::new();
+        for (id, Replaying { mut shard, record, .. }) in replaying {
+            let file = self.options.directory.clone();
+            if record.tail.hard_state_sequence >= chain.sequence {
+                let what = format!("the log ends before batch {}", record.tail.hard_state_sequence);
+                let sequences = Some((chain.sequence, record.tail.hard_state_sequence));
+                return Err(Corruption { file, offset: 0, what, sequences }.into());
+            }
+            if shard.gap {
+                let what = format!("{id}: entries behind {} are missing", shard.last());
+                return Err(Corruption { file, offset: 0, what, sequences: None }.into());
+            }
+            let commit = shard.hard_state.commit.max(shard.checkpoint.applied);
+            shard.hard_state.commit = commit.min(shard.last());
+            shard.last_queued = shard.last();
+            shards.insert(id, (shard, record));
+        }
+        Ok(shards)
+    }
+
+    async fn orphans(
+        &self,
+        shards: &BTreeMap<ShardId, (Shard, ShardRecord)>,
+        found: &mut Found<R>,
+    ) -> Result<Vec<PathBuf>, OpenError> {
+        let directory = &self.options.directory;
+        let names = self.runtime.list_directory(directory).await.map_err(|e| OpenError::io(directory, e))?;
+        let mut orphans = std::mem::take(&mut found.orphans);
+        for name in names {
+            let Some((shard, number)) = checkpoint::parse_name(&name) else { continue };
+            let current = shards.get(&shard).is_some_and(|(_, record)| match &record.place {
+                CheckpointPlace::File(file) => file.number == number,
+                CheckpointPlace::Inline { .. } => false,
+            });
+            if !current {
+                orphans.extend(name.file_name().map(|name| directory.join(name)));
+            }
+        }
+        Ok(orphans)
+    }
+
+    /// From here on the disk may be changed.
+    async fn finish(
+        self,
+        found: Found<R>,
+        chain: Chain,
+        shards: BTreeMap<ShardId, (Shard, ShardRecord)>,
+        orphans: Vec<PathBuf>,
+    ) -> Result<Recovered<R>, OpenError> {
+        let directory = &self.options.directory;
+        let failed = |error| OpenError::io(directory, error);
+        // After a kill the tail may be in the device's cache only. It is acted upon from now on.
+        self.manifest.sync().await.map_err(failed)?;
+        for (file, _) in found.used.values().rev().take(2) {
+            file.file.sync_data().await.map_err(failed)?;
+        }
+        let mut spare = found.spare;
+        spare.extend(found.doubtful);
+        let mut segments = Segments {
+            used: found.used.into_iter().map(|(id, (file, _))| (id, file)).collect(),
+            spare,
+            next_file: found.next_file.max(1),
+        };
+        let head = match segments.used.get(&chain.segment) {
+            Some(file) => Head {
+                segment: chain.segment,
+                file: file.clone(),
+                offset: chain.offset,
+                sequence: chain.sequence,
+                previous: chain.previous,
+                sealed: false,
+            },
+            None => self.first_segment(&mut segments).await.map_err(failed)?,
+        };
+        let used_number = shards.values().map(|(_, record)| match &record.place {
+            CheckpointPlace::File(file) => file.number,
+            CheckpointPlace::Inline { .. } => 0,
+        });
+        let orphan_number = orphans.iter().filter_map(|path| checkpoint::parse_name(path)).map(|(_, n)| n);
+        let next_number = used_number.chain(orphan_number).max().unwrap_or(0) + 1;
+        Ok(Recovered { manifest: self.manifest, segments, head, shards, next_number, orphans })
+    }
+
+    /// Puts the very first segment to use.
+    async fn first_segment(&self, segments: &mut Segments<R>) -> io::Result<Head<R>> {
+        let directory = &self.options.directory;
+        let mut header = SegmentHeader {
+            log: self.options.log,
+            file: segments.next_file,
+            segment: SegmentId(0),
+            first_sequence: 0,
+            previous: 0,
+        };
+        let file = match segments.spare.pop_front() {
+            Some(file) => file,
+            None => {
+                segments.next_file += 1;
+                let length = self.manifest.identity.segment_bytes;
+                segment::make(self.runtime, directory, length, header, self.nonce).await?
+            }
+        };
+        header = SegmentHeader { file: file.number, segment: SegmentId(1), first_sequence: 1, ..header };
+        let mut block = file.file.buffer(BLOCK as usize);
+        header.encode(&mut block, self.nonce);
+        file.file.write_at(block, 0).await?;
+        segments.used.insert(SegmentId(1), file.clone());
+        let offset = SEGMENT_BODY;
+        Ok(Head { segment: SegmentId(1), file, offset, sequence: 1, previous: 0, sealed: true })
+    }
+}
+
+impl Replaying {
+    /// Takes in one record, in the order of the log.
+    fn replay(&mut self, header: &RecordHeader, payload: &[u8], place: Place) -> Result<(), &'static str> {
+        if header.kind == RecordKind::Relocated {
+            return Ok(());
+        }
+        if header.replica != self.record.replica {
+            return Err("a record of another replica");
+        }
+        match header.kind {
+            RecordKind::Relocated => {}
+            RecordKind::HardState => {
+                let state = record::decode_hard_state(header.term, payload).ok_or("an invalid hard state")?;
+                if place.sequence > self.record.tail.hard_state_sequence {
+                    self.shard.hard_state = state;
+                }
+            }
+            RecordKind::Truncate => {
+                self.partial = None;
+                self.shard.replay_truncate(header.index);
+            }
+            RecordKind::Entry => self.replay_entry(header, place)?,
+        }
+        Ok(())
+    }
+
+    fn replay_entry(&mut self, header: &RecordHeader, place: Place) -> Result<(), &'static str> {
+        if header.index == Index(0) {
+            return Err("an entry without an index");
+        }
+        let extent = Extent {
+            segment: header.segment,
+            offset: header.offset + record::RECORD_HEADER_BYTES as u32,
+            length: header.length,
+        };
+        if header.piece_offset == 0 {
+            let (extents, written) = (vec![extent], header.length);
+            self.partial = Some(Partial { header: *header, extents, written, first: place });
+        } else {
+            let partial = self.partial.as_mut().ok_or("a piece without its first")?;
+            let begun = &partial.header;
+            let same = (begun.index, begun.term, begun.total) == (header.index, header.term, header.total);
+            if !same || header.piece_offset != partial.written {
+                return Err("a piece of another entry");
+            }
+            partial.extents.push(extent);
+            partial.written += header.length;
+        }
+        let Some(partial) = self.partial.take_if(|partial| partial.written == partial.header.total) else {
+            return Ok(());
+        };
+        let payload = Extents::from_vec(partial.extents);
+        let entry = EntryPlace { term: header.term, kind: header.entry_kind, payload, place: partial.first };
+        self.shard.replay(header.index, entry);
+        Ok(())
+    }
+}
