@@ -68,7 +68,9 @@ impl Merger {
     fn give_file(&mut self, path: &Path, text: &str, folder: Option<&Path>) -> Result<(), Vec<String>> {
         let shown = path.display();
         if text.len() > FILE_BYTES_MAX {
-            return Err(vec![format!("{shown} is larger than {FILE_BYTES_MAX} bytes: it is no configuration file")]);
+            return Err(vec![format!(
+                "{shown} is larger than {FILE_BYTES_MAX} bytes: it is no configuration file"
+            )]);
         }
         let document = serde_yaml::from_str::<Value>(text).map_err(|error| {
             // The parser repeats the place behind its text; we put it in front, where editors find it.
@@ -109,7 +111,9 @@ impl Merger {
         match Key::by_name(&name.to_ascii_lowercase()) {
             Some(key) => self.give(key, text, variable, None),
             // Other programs may have variables of this prefix, so this is no error.
-            None => self.warnings.push(format!("{variable} is no key of Krita's and is ignored{}", hint(name))),
+            None => {
+                self.warnings.push(format!("{variable} is no key of Krita's and is ignored{}", hint(name)))
+            }
         }
     }
 
@@ -185,13 +189,19 @@ fn text_of(key: &Key, value: &Value) -> Result<String, String> {
         (Kind::Addresses, Value::Sequence(items)) => {
             let texts: Option<Vec<&str>> = items.iter().map(address_of).collect();
             let texts = texts.filter(|texts| texts.iter().all(|text| !text.contains(',')));
-            texts.map(|texts| texts.join(",")).ok_or("a list whose lines read: - address: \"host:port\"".to_owned())
+            texts
+                .map(|texts| texts.join(","))
+                .ok_or("a list whose lines read: - address: \"host:port\"".to_owned())
         }
         (Kind::Addresses, Value::Null) => Ok(String::new()),
         (_, Value::String(text)) => Ok(text.clone()),
         // A name such as 1.10 or 007 would silently become another one.
         (Kind::Name | Kind::Secret | Kind::Digest | Kind::Text | Kind::Path, Value::Number(number)) => {
-            if number.is_u64() && matches!(key.kind, Kind::Name) { Ok(number.to_string()) } else { Err(quoted()) }
+            if number.is_u64() && matches!(key.kind, Kind::Name) {
+                Ok(number.to_string())
+            } else {
+                Err(quoted())
+            }
         }
         (Kind::Name | Kind::Secret | Kind::Digest | Kind::Text | Kind::Path, Value::Bool(_)) => Err(quoted()),
         (_, Value::Number(number)) => Ok(number.to_string()),

@@ -77,7 +77,17 @@ pub struct Config {
     /// Filter of the log, in the form of `RUST_LOG`.
     pub log_level: String,
     /// The text of every key, as merged: what [`Config::changed_keys`] compares.
-    texts: BTreeMap<&'static str, String>,
+    texts: Texts,
+}
+
+/// Holds secrets too, so `Debug` shows nothing.
+#[derive(Clone)]
+struct Texts(BTreeMap<&'static str, String>);
+
+impl fmt::Debug for Texts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Texts(hidden)")
+    }
 }
 
 /// Where configuration comes from, weakest first. Keys in `fallbacks` and `flags` are those of `krita.yaml`.
@@ -142,7 +152,7 @@ impl Config {
     /// The keys whose values differ from `newer`, each with whether a running node may take up the change
     /// ([`Key::dynamic`]).
     pub fn changed_keys(&self, newer: &Config) -> Vec<&'static Key> {
-        KEYS.iter().filter(|key| self.texts.get(key.name) != newer.texts.get(key.name)).collect()
+        KEYS.iter().filter(|key| self.texts.0.get(key.name) != newer.texts.0.get(key.name)).collect()
     }
 }
 
@@ -232,7 +242,7 @@ fn assemble(
         connections_max: values.number_u32("connections_max"),
         log_file: values.optional("log_file").map(|_| values.path("log_file")),
         log_level: values.text("log_level").to_owned(),
-        texts: given.iter().map(|(name, given)| (*name, given.text.clone())).collect(),
+        texts: Texts(given.iter().map(|(name, given)| (*name, given.text.clone())).collect()),
     }
 }
 

@@ -18,7 +18,11 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-fn load_with(text: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+fn load_with(
+    text: &str,
+    environment: &[(&str, &str)],
+    flags: &[(&str, &str)],
+) -> Result<Loaded, ConfigErrors> {
     let path = Path::new("/etc/krita/krita.yaml");
     load(Sources {
         fallbacks: &[],
@@ -40,7 +44,9 @@ fn refused(lines: &str, expected: &[&str]) {
 
 fn accepted(lines: &str) -> Config {
     let text = format!("{EXAMPLE}{lines}\n");
-    load_with(&text, &[("KRITA_TOKEN", "krita_x")], &[]).unwrap_or_else(|error| panic!("{lines}: {error}")).config
+    load_with(&text, &[("KRITA_TOKEN", "krita_x")], &[])
+        .unwrap_or_else(|error| panic!("{lines}: {error}"))
+        .config
 }
 
 #[test]
@@ -56,8 +62,8 @@ fn the_documented_example_works_unchanged() {
     assert_eq!(config.tls_cert_path.as_deref(), Some(Path::new("/etc/krita/certs")));
     assert_eq!(config.token_digest, Some(TokenDigest::of("krita_x")));
     assert_eq!((config.shards, config.replication_factor, config.cores), (64, 3, None));
-    assert_eq!((config.segment_bytes, config.log_file), (64 << 20, None));
     assert_eq!(config.lease(), Some(Duration::from_millis(800)));
+    assert_eq!((config.segment_bytes, config.log_file), (64 << 20, None));
 }
 
 #[test]
@@ -109,7 +115,10 @@ fn everything_may_come_from_the_environment() {
     assert_eq!(config.bind_address, "0.0.0.0:8080".parse().expect("an address"));
     let missing = load(Sources::default()).expect_err("nothing given").to_string();
     for key in ["cluster_name", "node_id", "data_directory"] {
-        assert!(missing.contains(&format!("{key} is missing: set it in krita.yaml or as KRITA_")), "{missing}");
+        assert!(
+            missing.contains(&format!("{key} is missing: set it in krita.yaml or as KRITA_")),
+            "{missing}"
+        );
     }
 }
 
@@ -154,7 +163,10 @@ fn doubt_about_which_peer_one_is_is_an_error() {
     assert!(with("peers: [\"a\"]").is_err());
     assert_eq!(with("peers:").expect("valid").advertised_address, "127.0.0.1:8080");
     let config = with("bind_address: 0.0.0.0\nport: 99").expect("valid");
-    assert_eq!((config.bind_address.to_string().as_str(), config.advertised_address.as_str()), ("0.0.0.0:99", "127.0.0.1:99"));
+    assert_eq!(
+        (config.bind_address.to_string().as_str(), config.advertised_address.as_str()),
+        ("0.0.0.0:99", "127.0.0.1:99")
+    );
     let config = with("advertised_address: \"[::1]:8080\"").expect("valid");
     assert_eq!(config.bind_address.to_string(), "[::1]:8080");
     assert_eq!(config.data_directory, Path::new("/etc/krita/d"), "counts from the file's folder");
@@ -180,7 +192,8 @@ fn secrets_show_neither_in_errors_nor_in_debug_output() {
 #[test]
 fn changed_keys_tell_what_a_reload_may_take_up() {
     let newer = accepted("request_timeout_ms: 100\nshards: 8");
-    let changed: Vec<_> = accepted("").changed_keys(&newer).iter().map(|key| (key.name, key.dynamic)).collect();
+    let changed: Vec<_> =
+        accepted("").changed_keys(&newer).iter().map(|key| (key.name, key.dynamic)).collect();
     assert_eq!(changed, [("shards", false), ("request_timeout_ms", true)]);
     assert!(newer.changed_keys(&newer).is_empty());
 }
