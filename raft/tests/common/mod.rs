@@ -8,17 +8,17 @@ use krita_raft::*;
 
 /// What a state machine holds: the command at each index it has applied, and so a register, the last of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Machine {
-    pub applied: Index,
-    pub applied_term: Term,
+pub(crate) struct Machine {
+    pub(crate) applied: Index,
+    pub(crate) applied_term: Term,
     /// The index of the last command.
-    pub register: Index,
+    pub(crate) register: Index,
     /// Folds everything applied, so that machines compare.
-    pub digest: u64,
+    pub(crate) digest: u64,
 }
 
 impl Machine {
-    pub fn apply(&mut self, entry: &Entry<Vec<u8>>) {
+    pub(crate) fn apply(&mut self, entry: &Entry<Vec<u8>>) {
         assert_eq!(entry.index, self.applied.next(), "entries are applied in order");
         self.applied = entry.index;
         self.applied_term = entry.term;
@@ -30,38 +30,38 @@ impl Machine {
         }
     }
 
-    pub fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         Position { index: self.applied, term: self.applied_term }
     }
 }
 
 /// What a crash leaves.
 #[derive(Clone, Debug, Default)]
-pub struct Disk {
-    pub hard_state: HardState,
+pub(crate) struct Disk {
+    pub(crate) hard_state: HardState,
     /// The entry before the first of `entries`.
-    pub start: Position,
-    pub entries: Vec<Entry<Vec<u8>>>,
+    pub(crate) start: Position,
+    pub(crate) entries: Vec<Entry<Vec<u8>>>,
     /// A checkpoint; `start.index <= checkpoint.applied`.
-    pub checkpoint: Machine,
-    pub has_run: bool,
+    pub(crate) checkpoint: Machine,
+    pub(crate) has_run: bool,
 }
 
 impl Disk {
-    pub fn last(&self) -> Index {
+    pub(crate) fn last(&self) -> Index {
         Index(self.start.index.0 + self.entries.len() as u64)
     }
 
-    pub fn entry(&self, index: Index) -> Option<&Entry<Vec<u8>>> {
+    pub(crate) fn entry(&self, index: Index) -> Option<&Entry<Vec<u8>>> {
         self.entries.get(index.0.checked_sub(self.start.index.0 + 1)? as usize)
     }
 
-    pub fn truncate(&mut self, after: Index) {
+    pub(crate) fn truncate(&mut self, after: Index) {
         self.entries.truncate(after.0.saturating_sub(self.start.index.0) as usize);
     }
 
     /// Whether a crash now would leave `entry`, or a state that contains it.
-    pub fn holds(&self, index: Index, term: Term) -> bool {
+    pub(crate) fn holds(&self, index: Index, term: Term) -> bool {
         index <= self.start.index || self.entry(index).is_some_and(|entry| entry.term == term)
     }
 
@@ -75,7 +75,7 @@ impl Disk {
         runs
     }
 
-    pub fn restored(&self, configuration: Configuration) -> Restored {
+    pub(crate) fn restored(&self, configuration: Configuration) -> Restored {
         Restored {
             hard_state: self.hard_state,
             configuration,
@@ -89,32 +89,32 @@ impl Disk {
 }
 
 /// Records on their way to the disk, and what may leave once they are there.
-pub struct Write {
-    pub number: ReadyNumber,
-    pub hard_state: Option<HardState>,
-    pub truncate_after: Option<Index>,
-    pub entries: Vec<Entry<Vec<u8>>>,
-    pub messages_after: Vec<Message<Vec<u8>>>,
+pub(crate) struct Write {
+    pub(crate) number: ReadyNumber,
+    pub(crate) hard_state: Option<HardState>,
+    pub(crate) truncate_after: Option<Index>,
+    pub(crate) entries: Vec<Entry<Vec<u8>>>,
+    pub(crate) messages_after: Vec<Message<Vec<u8>>>,
 }
 
 impl Write {
-    pub fn has_records(&self) -> bool {
+    pub(crate) fn has_records(&self) -> bool {
         self.hard_state.is_some() || self.truncate_after.is_some() || !self.entries.is_empty()
     }
 }
 
 /// A replica with its disk and state machine.
-pub struct Replica {
-    pub id: ReplicaId,
-    pub raft: Raft<Vec<u8>>,
-    pub disk: Disk,
-    pub writes: VecDeque<Write>,
-    pub machine: Machine,
-    pub apply_through: Index,
+pub(crate) struct Replica {
+    pub(crate) id: ReplicaId,
+    pub(crate) raft: Raft<Vec<u8>>,
+    pub(crate) disk: Disk,
+    pub(crate) writes: VecDeque<Write>,
+    pub(crate) machine: Machine,
+    pub(crate) apply_through: Index,
 }
 
 impl Replica {
-    pub fn start(config: Config, configuration: Configuration, disk: Disk, now: Time) -> Self {
+    pub(crate) fn start(config: Config, configuration: Configuration, disk: Disk, now: Time) -> Self {
         let id = config.id;
         let restored = disk.restored(configuration);
         let raft = Raft::new(config, restored, now).expect("the disk is consistent");
@@ -126,7 +126,7 @@ impl Replica {
     }
 
     /// Queues the records of a Ready behind those before it, with what must wait for them.
-    pub fn take_records(&mut self, ready: &mut Ready<Vec<u8>>) {
+    pub(crate) fn take_records(&mut self, ready: &mut Ready<Vec<u8>>) {
         assert!(ready.apply_through >= self.apply_through, "apply_through never decreases");
         assert!(ready.apply_through <= ready.commit);
         self.apply_through = ready.apply_through;
@@ -140,7 +140,7 @@ impl Replica {
     }
 
     /// The oldest queued records reach the disk.
-    pub fn complete_write(&mut self) -> Option<Write> {
+    pub(crate) fn complete_write(&mut self) -> Option<Write> {
         let mut write = self.writes.pop_front()?;
         if let Some(hard_state) = write.hard_state {
             let before = self.disk.hard_state;
@@ -163,7 +163,7 @@ impl Replica {
     }
 
     /// Applies all that may be applied; returns what was.
-    pub fn apply(&mut self) -> Vec<Entry<Vec<u8>>> {
+    pub(crate) fn apply(&mut self) -> Vec<Entry<Vec<u8>>> {
         let mut applied = Vec::new();
         while self.machine.applied < self.apply_through {
             let index = self.machine.applied.next();
@@ -178,7 +178,7 @@ impl Replica {
     }
 
     /// Writes a checkpoint, and drops the log before it but for `keep` entries.
-    pub fn checkpoint(&mut self, keep: u64) {
+    pub(crate) fn checkpoint(&mut self, keep: u64) {
         self.disk.checkpoint = self.machine.clone();
         let first = Index((self.machine.applied.0 + 1).saturating_sub(keep).max(self.disk.start.index.0 + 1));
         let before = first.previous();
@@ -192,7 +192,7 @@ impl Replica {
     }
 
     /// A snapshot that was begun replaces log and state, as one unit.
-    pub fn install(&mut self, machine: Machine, configuration: Configuration, now: Time) {
+    pub(crate) fn install(&mut self, machine: Machine, configuration: Configuration, now: Time) {
         assert!(self.writes.is_empty(), "records of earlier Readies are written first");
         self.disk.start = machine.position();
         self.disk.entries.clear();
@@ -203,7 +203,7 @@ impl Replica {
     }
 
     /// What the log on disk, or on its way there, holds for a [`LogLoad`].
-    pub fn load(&self, load: &LogLoad) -> Vec<Entry<Vec<u8>>> {
+    pub(crate) fn load(&self, load: &LogLoad) -> Vec<Entry<Vec<u8>>> {
         let mut bytes = 0;
         let mut entries = Vec::new();
         for index in load.from.0..=load.through.0 {

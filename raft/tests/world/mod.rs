@@ -13,26 +13,26 @@ use checks::Checks;
 
 const MILLISECOND: u64 = 1_000_000;
 /// How long faults go on, and how long the healed group then has to agree.
-const FAULTY: u64 = 20_000 * MILLISECOND;
-const HEALED: u64 = 12_000 * MILLISECOND;
+const FAULTY: u64 = 30_000 * MILLISECOND;
+const HEALED: u64 = 8_000 * MILLISECOND;
 
 /// What happened in a run, or in many.
 #[derive(Clone, Debug, Default)]
-pub struct Totals {
-    pub elections: u64,
-    pub crashes: u64,
-    pub writes_acknowledged: u64,
-    pub reads_done: u64,
-    pub reads_leased: u64,
-    pub snapshots: u64,
-    pub truncations: u64,
-    pub silences: u64,
-    pub transfers: u64,
-    pub log_loads: u64,
+pub(crate) struct Totals {
+    pub(crate) elections: u64,
+    pub(crate) crashes: u64,
+    pub(crate) writes_acknowledged: u64,
+    pub(crate) reads_done: u64,
+    pub(crate) reads_leased: u64,
+    pub(crate) snapshots: u64,
+    pub(crate) truncations: u64,
+    pub(crate) silences: u64,
+    pub(crate) transfers: u64,
+    pub(crate) log_loads: u64,
 }
 
 impl Totals {
-    pub fn add(&mut self, other: &Totals) {
+    pub(crate) fn add(&mut self, other: &Totals) {
         self.elections += other.elections;
         self.crashes += other.crashes;
         self.writes_acknowledged += other.writes_acknowledged;
@@ -46,7 +46,7 @@ impl Totals {
     }
 }
 
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -97,6 +97,8 @@ enum Event {
     Client,
     Fault,
     Restart,
+    /// Nothing reaches this replica any more.
+    Deafen,
 }
 
 struct Node {
@@ -115,7 +117,7 @@ struct Node {
     reads_ready: Vec<(ReadToken, Index)>,
 }
 
-pub struct World {
+pub(crate) struct World {
     random: Random,
     verbose: bool,
     now: u64,
@@ -126,6 +128,8 @@ pub struct World {
     configuration: Configuration,
     base: Config,
     loss: u64,
+    /// In milliseconds, twice the mean.
+    fault_interval: u64,
     delay_max: u64,
     cut: BTreeSet<(ReplicaId, ReplicaId)>,
     healed: bool,
@@ -136,7 +140,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, verbose: bool) -> Self {
+    pub(crate) fn new(seed: u64, verbose: bool) -> Self {
         let mut random = Random(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
         let voters = [3, 3, 3, 5, 3, 2, 1][random.below(7) as usize];
         let learners = u64::from(random.chance(30));
@@ -164,6 +168,7 @@ impl World {
             checks: Checks::default(),
             configuration,
             base,
+            fault_interval: [500, 2000, 5000][random.below(3) as usize],
             loss: [0, 2, 10][random.below(3) as usize],
             delay_max: [2, 10, 100][random.below(3) as usize] * MILLISECOND,
             cut: BTreeSet::new(),
@@ -198,7 +203,7 @@ impl World {
         world
     }
 
-    pub fn run(mut self) -> Totals {
+    pub(crate) fn run(mut self) -> Totals {
         while let Some(Reverse((time, _, key))) = self.queue.pop() {
             if time > FAULTY && !self.healed {
                 self.heal();
@@ -209,7 +214,7 @@ impl World {
             let Some((id, event)) = self.events.remove(&key) else { continue };
             self.now = self.now.max(time);
             let paused_until = self.nodes[&id].paused_until;
-            let is_outside = matches!(event, Event::Client | Event::Fault | Event::Restart);
+            let is_outside = matches!(event, Event::Client | Event::Fault | Event::Restart | Event::Deafen);
             if paused_until > self.now && !is_outside {
                 let delay = paused_until - self.now;
                 self.at(delay, id, event);
@@ -281,6 +286,13 @@ impl World {
         match event {
             Event::Client => return self.client(),
             Event::Fault => return self.fault(),
+            Event::Deafen => {
+                if !self.healed {
+                    let others = self.nodes.keys().copied().filter(|other| *other != id);
+                    self.cut.extend(others.map(|other| (other, id)));
+                }
+                return;
+            }
             Event::Restart => {
                 if self.nodes[&id].replica.is_none() {
                     self.say(|| format!("{id} restarts"));
@@ -349,7 +361,7 @@ impl World {
                 replica.raft.peer_unreachable(now, peer);
             }
             Event::WriteDone { .. } | Event::Loaded { .. } | Event::Install { .. } => {}
-            Event::Client | Event::Fault | Event::Restart => unreachable!("handled above"),
+            Event::Client | Event::Fault | Event::Restart | Event::Deafen => unreachable!("handled above"),
         }
     }
 
@@ -393,6 +405,7 @@ impl World {
                     self.checks.elected(*term, id, &replica.raft);
                 }
             }
+            let elected = ready.changes.iter().any(|change| matches!(change, Change::BecameLeader { .. }));
             self.checks.committed(&replica.raft);
             for outcome in &ready.reads {
                 match outcome {
@@ -431,6 +444,9 @@ impl World {
                 }
             }
             self.next_write(id);
+            if elected && !self.healed && self.random.chance(10) {
+                self.crash_all_but(id);
+            }
         }
     }
 
@@ -483,14 +499,12 @@ impl World {
         let Some(replica) = &mut node.replica else { return };
         for entry in replica.apply() {
             self.checks.applied(&entry);
-            let mine = node.proposals.iter().position(|(_, index, _)| *index == entry.index);
-            if let Some(position) = mine {
-                let (term, index, begun) = node.proposals.swap_remove(position);
-                if term == entry.term {
-                    self.totals.writes_acknowledged += 1;
-                    self.checks.write_acknowledged(index, begun, self.now);
-                }
+            let mine = |proposal: &(Term, Index, u64)| (proposal.0, proposal.1) == (entry.term, entry.index);
+            if let Some((_, index, begun)) = node.proposals.iter().copied().find(mine) {
+                self.totals.writes_acknowledged += 1;
+                self.checks.write_acknowledged(index, begun, self.now);
             }
+            node.proposals.retain(|(_, index, _)| *index > entry.index);
         }
         let machine = &replica.machine;
         let reads = std::mem::take(&mut node.reads_ready);
@@ -511,10 +525,15 @@ impl World {
 
     /// A client writes or reads at whoever says that it leads.
     fn client(&mut self) {
-        let delay = if self.idle { 300 + self.random.below(1500) } else { 1 + self.random.below(30) };
+        let delay = match (self.idle, self.healed) {
+            (true, _) => 300 + self.random.below(1500),
+            (false, false) => 1 + self.random.below(30),
+            // Those that fell behind have time to catch up.
+            (false, true) => 200,
+        };
         self.at(delay * MILLISECOND, ReplicaId(1), Event::Client);
-        if self.random.chance(1) {
-            self.idle = !self.idle;
+        if self.random.chance(if self.idle { 30 } else { 1 }) {
+            self.idle = !self.idle && !self.healed;
         }
         let ids: Vec<ReplicaId> = self.nodes.keys().copied().collect();
         for id in ids {
@@ -564,11 +583,13 @@ impl World {
         if self.healed {
             return;
         }
-        let delay = (50 + self.random.below(1500)) * MILLISECOND;
+        let delay = (50 + self.random.below(self.fault_interval)) * MILLISECOND;
         self.at(delay, ReplicaId(1), Event::Fault);
         let id = self.pick();
         let until = (100 + self.random.below(4000)) * MILLISECOND;
-        match self.random.below(10) {
+        match self.random.below(20) {
+            10 => self.crash_all_but(id),
+            11 | 12 => self.bridge(id),
             0 | 1 => {
                 self.crash(id);
                 self.at(until, id, Event::Restart);
@@ -588,7 +609,7 @@ impl World {
                 }
             }
             4 | 5 => self.cut_links(id),
-            6 => {
+            6 | 13..16 => {
                 self.say(|| "links are whole".to_string());
                 self.cut.clear();
             }
@@ -596,9 +617,9 @@ impl World {
                 let node = self.nodes.get_mut(&id).unwrap();
                 node.write_time = [1, 3, 20, 200, 2500][self.random.below(5) as usize] * MILLISECOND;
             }
-            8 => {
+            8 | 16..19 => {
                 let now = self.clock(id);
-                let to = self.pick();
+                let to = ReplicaId(1 + self.random.below(self.nodes.len() as u64));
                 if let Some(replica) = &mut self.nodes.get_mut(&id).unwrap().replica {
                     let _ = replica.raft.transfer_leadership(now, to);
                     self.pump(id);
@@ -617,6 +638,32 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Cuts off `id`, likely the leader, and restarts all others at once: none remembers what it promised.
+    fn crash_all_but(&mut self, id: ReplicaId) {
+        self.say(|| format!("{id} is cut off and all others crash"));
+        for other in self.nodes.keys().copied().filter(|other| *other != id).collect::<Vec<_>>() {
+            self.cut.insert((id, other));
+            self.cut.insert((other, id));
+            self.crash(other);
+            let restart = self.random.below(50) * MILLISECOND;
+            self.at(restart, other, Event::Restart);
+        }
+    }
+
+    /// Cuts `id`, likely the leader, from one other both ways; later nobody reaches it any more, though it still
+    /// reaches some.
+    fn bridge(&mut self, id: ReplicaId) {
+        let other = ReplicaId(1 + self.random.below(self.nodes.len() as u64));
+        if other == id {
+            return;
+        }
+        self.say(|| format!("{id} and {other} are cut from each other, and soon all from {id}"));
+        self.cut.insert((id, other));
+        self.cut.insert((other, id));
+        let delay = (1000 + self.random.below(1200)) * MILLISECOND;
+        self.at(delay, id, Event::Deafen);
     }
 
     /// Cuts a replica off, or some links in one direction or both.
@@ -644,7 +691,7 @@ impl World {
         self.idle = false;
         self.cut.clear();
         self.loss = 0;
-        self.delay_max = self.delay_max.min(10 * MILLISECOND);
+        self.delay_max = self.delay_max.min(2 * MILLISECOND);
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
             let node = self.nodes.get_mut(&id).unwrap();
             node.paused_until = 0;
