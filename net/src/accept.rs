@@ -8,10 +8,12 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::io::AsyncReadExt;
+use futures_rustls::TlsStream;
+use futures_util::io::{AsyncRead, AsyncReadExt};
 use krita_proto::error::ErrorCode;
 use krita_proto::frame::{self, Flags, FrameError, HELLO_BODY_BYTES_MAX, PROTOCOL_VERSION};
 use krita_proto::routing::core_of_server_name;
@@ -21,7 +23,7 @@ use krita_runtime::{CoreId, Instant, Stream, timeout};
 use crate::NetRuntime;
 use crate::connection::{Connection, ConnectionOptions, PeerFacts, ReceiveError, hello_reader};
 use crate::tls::{self, TlsConfig};
-use crate::transport::{Prefixed, Transport, say_and_close};
+use crate::transport::{Prefixed, Transport, linger, say_and_close};
 
 /// Most bytes that are read before it is known what they are.
 const PEEK_BYTES_MAX: usize = HELLO_BODY_BYTES_MAX + frame::HEADER_BYTES;
@@ -209,8 +211,19 @@ pub async fn accept<R: NetRuntime>(
     }
     let connection = match &options.tls {
         Some(tls) => {
-            let handshake = handshake(runtime, stream, received.freeze(), tls, options);
-            within(runtime, deadline, handshake).await.map_err(error)?
+            let session = async {
+                let stream = Prefixed::new(received.freeze(), stream);
+                Ok(tls.acceptor().accept(stream).into_fallible().await)
+            };
+            match within(runtime, deadline, session).await.map_err(error)? {
+                Ok(session) => encrypted(runtime, session.into(), options),
+                Err((source, mut stream)) => {
+                    // The alert has been sent; see that it can be read.
+                    linger(runtime, |context, scratch| Pin::new(&mut stream).poll_read(context, scratch))
+                        .await;
+                    return Err(error(AcceptFailure::Tls(source)));
+                }
+            }
         }
         None => {
             let mut reader = hello_reader();
@@ -313,6 +326,10 @@ impl ClientHello {
                     let mut words = Vec::new();
                     // Writing to a vector does not fail.
                     let _ = alert.write_all(&mut words);
+                    if words.is_empty() {
+                        // A fatal decode_error alert.
+                        words = vec![0x15, 3, 3, 0, 2, 2, 50];
+                    }
                     return Some(Peeked::Refuse(AcceptFailure::Tls(io::Error::other(error)), words));
                 }
             }
@@ -321,18 +338,14 @@ impl ClientHello {
     }
 }
 
-async fn handshake<R: NetRuntime>(
+fn encrypted<R: NetRuntime>(
     runtime: &R,
-    stream: R::Stream,
-    received: Bytes,
-    tls: &TlsConfig,
+    session: TlsStream<Prefixed<R::Stream>>,
     options: &AcceptOptions,
-) -> Result<Connection<R>, AcceptFailure> {
-    let session = tls.acceptor().accept(Prefixed::new(received, stream)).await.map_err(AcceptFailure::Tls)?;
-    let session = session.into();
+) -> Connection<R> {
     let facts = PeerFacts { is_node: tls::peer_is_node(&session), connected_to_us: true };
     let transport = Transport::Tls(Box::new(session));
-    Ok(Connection::start(runtime, transport, hello_reader(), facts, &options.connection))
+    Connection::start(runtime, transport, hello_reader(), facts, &options.connection)
 }
 
 /// Waits for the hello and checks what can be checked without knowing the cluster.

@@ -16,7 +16,7 @@ use krita_proto::v1;
 use krita_runtime::{Instant, TaskClass};
 
 use crate::NetRuntime;
-use crate::outgoing::{FrameSender, SendError, write_queued};
+use crate::outgoing::{Ending, FrameSender, SendError, write_queued};
 use crate::transport::{Transport, linger};
 use crate::waiting::Alarm;
 
@@ -290,7 +290,8 @@ impl<R: NetRuntime> FrameReceiver<R> {
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, ReceiveError>> {
-        if let Poll::Ready(reason) = self.sender.poll_ended(context) {
+        let ended = self.sender.poll_ended(context);
+        if let Poll::Ready(Ending { reason, failed: false }) = ended {
             return Poll::Ready(Err(ReceiveError::Ended(reason)));
         }
         let was_empty = self.reader.pending_bytes() == 0;
@@ -304,6 +305,10 @@ impl<R: NetRuntime> FrameReceiver<R> {
             }
             self.bytes_read.set(self.bytes_read.get() + read as u64);
             return Poll::Ready(Ok(read));
+        }
+        // Only now: why the other side takes nothing more may have been said before it went.
+        if let Poll::Ready(Ending { reason, .. }) = ended {
+            return Poll::Ready(Err(ReceiveError::Ended(reason)));
         }
         let (deadline, error) = if was_empty {
             let Some(idle) = self.options.idle_timeout else {

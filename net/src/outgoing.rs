@@ -66,6 +66,15 @@ enum Phase {
     /// What is queued still goes out.
     Closing(Rc<str>),
     Closed(Rc<str>),
+    /// Writing has failed; what the other side said before may still be read.
+    Failed(Rc<str>),
+}
+
+/// How the write side ended.
+pub(crate) struct Ending {
+    pub(crate) reason: Rc<str>,
+    /// Writing failed, rather than that this side closed.
+    pub(crate) failed: bool,
 }
 
 impl FrameSender {
@@ -162,7 +171,7 @@ impl FrameSender {
     /// Waits until all that was queued has been written, or never will be.
     pub async fn closed(&self) {
         poll_fn(|context| {
-            if matches!(*self.queue.phase.borrow(), Phase::Closed(_)) {
+            if matches!(*self.queue.phase.borrow(), Phase::Closed(_) | Phase::Failed(_)) {
                 return Poll::Ready(());
             }
             self.queue.changed.register(context);
@@ -177,20 +186,25 @@ impl FrameSender {
     }
 
     /// Why the connection ended, if it did; else this task is woken when it does.
-    pub(crate) fn poll_ended(&self, context: &Context<'_>) -> Poll<Rc<str>> {
+    pub(crate) fn poll_ended(&self, context: &Context<'_>) -> Poll<Ending> {
         match &*self.queue.phase.borrow() {
             Phase::Open => {
                 self.queue.changed.register(context);
                 Poll::Pending
             }
-            Phase::Closing(reason) | Phase::Closed(reason) => Poll::Ready(reason.clone()),
+            Phase::Closing(reason) | Phase::Closed(reason) => {
+                Poll::Ready(Ending { reason: reason.clone(), failed: false })
+            }
+            Phase::Failed(reason) => Poll::Ready(Ending { reason: reason.clone(), failed: true }),
         }
     }
 
     fn queue(&self, encode: impl FnOnce(&mut BytesMut) -> Result<(), FrameError>) -> Result<(), SendError> {
         match &*self.queue.phase.borrow() {
             Phase::Open => {}
-            Phase::Closing(reason) | Phase::Closed(reason) => return Err(SendError::Closed(reason.clone())),
+            Phase::Closing(reason) | Phase::Closed(reason) | Phase::Failed(reason) => {
+                return Err(SendError::Closed(reason.clone()));
+            }
         }
         if self.queued_bytes() >= self.queue.bytes_max {
             return Err(SendError::Full);
@@ -211,16 +225,16 @@ pub(crate) async fn write_queued<R: NetRuntime>(
     let mut writer = Writer { runtime, transport, stall_timeout, alarm: Alarm::default() };
     let queue = &sender.queue;
     let outcome = write_until_closed(&mut writer, queue).await;
-    let reason = match outcome {
-        Ok(()) => match &*queue.phase.borrow() {
-            Phase::Closing(reason) | Phase::Closed(reason) => reason.clone(),
-            Phase::Open => unreachable!("the writer ends well only when it was told to"),
-        },
-        Err(error) => format!("writing failed: {error}").into(),
+    let ended = match (outcome, &*queue.phase.borrow()) {
+        (Err(error), _) => Phase::Failed(format!("writing failed: {error}").into()),
+        (Ok(()), Phase::Closing(reason)) => Phase::Closed(reason.clone()),
+        (Ok(()), Phase::Open | Phase::Closed(_) | Phase::Failed(_)) => {
+            unreachable!("the writer ends well only when it was told to")
+        }
     };
     // A stream that has failed cannot be closed any better, and nothing waits for the answer.
     let _ = writer.step(|transport, context| transport.poll_close(context)).await;
-    *queue.phase.borrow_mut() = Phase::Closed(reason);
+    *queue.phase.borrow_mut() = ended;
     *queue.waiting.borrow_mut() = BytesMut::new();
     queue.writing.set(0);
     queue.changed.wake_all();

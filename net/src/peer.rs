@@ -39,7 +39,7 @@ pub struct PeerOptions {
     /// The hello of each new connection.
     pub hello: Rc<dyn Fn() -> v1::Hello>,
     /// Judges who answered; an error text ends the attempt and is shown as the link's problem.
-    pub check: Rc<dyn Fn(&v1::HelloReply) -> Result<(), String>>,
+    pub check: Rc<HelloCheck>,
     /// Told of each gain and loss. Runs on the link's task: it must be short, and may use the link.
     pub on_event: Rc<dyn Fn(LinkEvent)>,
     /// The first pause after a loss; it doubles up to `pause_max`.
@@ -49,6 +49,9 @@ pub struct PeerOptions {
     /// Most requests that await their answer.
     pub requests_max: usize,
 }
+
+/// Judges the answer to a hello; see [`PeerOptions::check`].
+pub type HelloCheck = dyn Fn(&v1::HelloReply) -> Result<(), String>;
 
 impl PeerOptions {
     /// The usual bounds, and no checks.
@@ -253,9 +256,6 @@ impl<R: NetRuntime> PeerLink<R> {
             match send(&sender, correlation) {
                 Err(SendError::Full) => sender.room().await,
                 Err(error) => return Err(RequestError::NotSent(error.to_string())),
-                Ok(()) if inner.awaiting.borrow().len() >= inner.options.requests_max => {
-                    unreachable!("checked before sending")
-                }
                 Ok(()) => {
                     inner.next_correlation.set(correlation + 1);
                     let (give, take) = oneshot::channel();

@@ -35,8 +35,10 @@ impl Waiters {
 /// would fire late, so that a busy connection costs about one timer per time limit, not one per message.
 #[derive(Default)]
 pub(crate) struct Alarm {
-    timer: Option<(Instant, Pin<Box<dyn Future<Output = ()>>>)>,
+    timer: Option<(Instant, Timer)>,
 }
+
+type Timer = Pin<Box<dyn Future<Output = ()>>>;
 
 impl Alarm {
     /// Ready once `deadline` has passed.
