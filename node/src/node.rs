@@ -76,7 +76,10 @@ async fn claim_directory<R: Runtime>(runtime: &R, input: &NodeInput) -> Result<I
         .map_err(|error| bad(format!("cannot be made: {error}; choose another with KRITA_DATA_DIRECTORY")))?;
     // The directory itself must survive a power cut, or all that is in it goes with it.
     if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        runtime.sync_directory(parent).await.map_err(|error| bad(format!("cannot be made durable: {error}")))?;
+        runtime
+            .sync_directory(parent)
+            .await
+            .map_err(|error| bad(format!("cannot be made durable: {error}")))?;
     }
     runtime.lock_directory(directory).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => {
@@ -134,7 +137,11 @@ impl<R: Runtime> Core<R> {
         loop {
             if let Some(record) = self.forming_step(&links).await? {
                 links.stop();
-                tracing::info!(cluster = record.cluster_name, members = record.members.len(), "cluster formed");
+                tracing::info!(
+                    cluster = record.cluster_name,
+                    members = record.members.len(),
+                    "cluster formed"
+                );
                 return Ok(Some(record));
             }
             let status = self.with_forming(|forming| forming.status());
@@ -294,11 +301,15 @@ impl<R: Runtime> FormingLinks<R> {
         match request.body {
             RequestBody::Identify => {
                 let reply = link.request(&v1::Identify {}, deadline).await.map_err(|error| error.to_string());
-                self.core.with_forming(|forming| forming.on_identify_reply(&request.address, reply.as_ref().map_err(Clone::clone)));
+                self.core.with_forming(|forming| {
+                    forming.on_identify_reply(&request.address, reply.as_ref().map_err(Clone::clone))
+                });
             }
             RequestBody::Form(form) => {
                 let reply = link.request(&form, deadline).await.map_err(|error| error.to_string());
-                self.core.with_forming(|forming| forming.on_form_reply(&request.address, reply.as_ref().map_err(Clone::clone)));
+                self.core.with_forming(|forming| {
+                    forming.on_form_reply(&request.address, reply.as_ref().map_err(Clone::clone))
+                });
             }
         }
     }

@@ -133,11 +133,8 @@ impl<R: Runtime> Core<R> {
             .ok_or_else(|| bad("membership"))?;
         let machine = Machine::decode(&recovered.checkpoint.machine).map_err(|_| bad("state machine"))?;
         let may_have_run_before = recovered.hard_state != krita_engine::HardState::default();
-        let config = raft_config(
-            &self.input.config,
-            ReplicaId(recovered.replica.0),
-            self.runtime.random_u64(),
-        );
+        let config =
+            raft_config(&self.input.config, ReplicaId(recovered.replica.0), self.runtime.random_u64());
         let applied = Index(recovered.checkpoint.applied.0);
         let applied_term = Term(recovered.checkpoint.term.0);
         let restored = Restored {
@@ -239,8 +236,8 @@ fn raft_config(config: &Config, id: ReplicaId, jitter_seed: u64) -> krita_raft::
     krita_raft::Config {
         election_timeout: config.election_timeout,
         heartbeat_interval: config.heartbeat_interval,
-        lease: config.leader_lease,
-        clock_drift_max: config.clock_drift_max,
+        lease: config.lease(),
+        clock_drift_max: config.clock_drift_max(),
         jitter_seed,
         ..krita_raft::Config::new(id)
     }
