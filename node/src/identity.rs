@@ -484,3 +484,6 @@ fn checksum(header: &[u8], body: &[u8]) -> u32 {
     hasher.update(body);
     hasher.finalize()
 }
+
+#[cfg(test)]
+mod tests;

@@ -214,3 +214,117 @@ fn score(shard: u32, member: &Candidate) -> u64 {
     bytes[4..].copy_from_slice(&member.node_uuid);
     XxHash3_64::oneshot(&bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn candidates(seed: u64, count: u32) -> Vec<Candidate> {
+        let uuid = |number: u32| {
+            let low = XxHash3_64::oneshot_with_seed(seed, &number.to_le_bytes());
+            let high = XxHash3_64::oneshot_with_seed(!seed, &number.to_le_bytes());
+            (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
+        };
+        (1..=count).map(|number| Candidate { node_number: number, node_uuid: uuid(number) }).collect()
+    }
+
+    fn count(placements: &[ShardPlacement], node: u32, of: impl Fn(&ShardPlacement, u32) -> bool) -> usize {
+        placements.iter().filter(|placement| of(placement, node)).count()
+    }
+
+    fn holds(placement: &ShardPlacement, node: u32) -> bool {
+        placement.replicas.iter().any(|replica| replica.node_number == node)
+    }
+
+    fn leads(placement: &ShardPlacement, node: u32) -> bool {
+        placement.replicas[0].node_number == node
+    }
+
+    #[test]
+    fn three_nodes_hold_everything_and_lead_a_third_each() {
+        let placements = place(&candidates(1, 3), 64, 3);
+        assert_eq!(placements.len(), 64);
+        let mut led: Vec<usize> = (1..=3).map(|node| count(&placements, node, leads)).collect();
+        led.sort_unstable();
+        assert_eq!(led, [21, 21, 22]);
+        assert!((1..=3).all(|node| count(&placements, node, holds) == 64));
+    }
+
+    #[test]
+    fn a_single_node_holds_and_leads_all() {
+        let placements = place(&candidates(1, 1), 5, 3);
+        let expected = |shard: u32| ShardPlacement {
+            shard,
+            replicas: vec![PlacedReplica { node_number: 1, replica_id: u64::from(shard) << 16 | 1 }],
+        };
+        assert_eq!(placements, (1..=5).map(expected).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_answer_never_changes() {
+        // Running clusters stand on this placement: another answer would be another place for their data.
+        let text: Vec<String> = place(&candidates(1, 5), 4, 3)
+            .iter()
+            .map(|placement| {
+                placement.replicas.iter().map(|replica| replica.node_number.to_string()).collect()
+            })
+            .collect();
+        assert_eq!(text, GOLDEN);
+    }
+
+    const GOLDEN: [&str; 4] = ["231", "423", "543", "152"];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn replicas_are_distinct_loads_and_leaders_even(
+            seed in any::<u64>(), nodes in 1..20u32, shards in 1..200u32, factor in 1..8u32,
+        ) {
+            let members = candidates(seed, nodes);
+            let placements = place(&members, shards, factor);
+            let replicas = factor.min(nodes) as usize;
+            let mut ids = Vec::new();
+            for (number, placement) in (1..).zip(&placements) {
+                prop_assert_eq!(placement.shard, number);
+                let mut holders: Vec<u32> = placement.replicas.iter().map(|replica| replica.node_number).collect();
+                holders.sort_unstable();
+                holders.dedup();
+                prop_assert_eq!(holders.len(), replicas);
+                prop_assert!(holders.iter().all(|node| (1..=nodes).contains(node)));
+                ids.extend(placement.replicas.iter().map(|replica| replica.replica_id));
+            }
+            ids.sort_unstable();
+            ids.dedup();
+            prop_assert_eq!(ids.len(), shards as usize * replicas);
+            let average = (shards as usize * replicas) as f64 / f64::from(nodes);
+            let leader_average = f64::from(shards) / f64::from(nodes);
+            for node in 1..=nodes {
+                let load = count(&placements, node, holds) as f64;
+                prop_assert!((load - average).abs() <= (average * 0.1).max(1.0), "load {} of {}", load, average);
+                if replicas > 1 {
+                    let led = count(&placements, node, leads) as f64;
+                    prop_assert!((led - leader_average).abs() <= 1.0 + leader_average * 0.1, "leads {}", led);
+                }
+            }
+            let mut shuffled = members;
+            shuffled.reverse();
+            prop_assert_eq!(place(&shuffled, shards, factor), placements);
+        }
+
+        /// Consistent hashing: what moves when a node joins is little more than what the node takes.
+        #[test]
+        fn a_new_node_moves_about_its_fair_share(seed in any::<u64>(), nodes in 3..12u32) {
+            let (shards, factor) = (256, 3);
+            let before = place(&candidates(seed, nodes), shards, factor);
+            let after = place(&candidates(seed, nodes + 1), shards, factor);
+            let moved: usize = before.iter().zip(&after).map(|(before, after)| {
+                after.replicas.iter().filter(|replica| !holds(before, replica.node_number)).count()
+            }).sum();
+            let fair = (shards * factor) as f64 / f64::from(nodes + 1);
+            prop_assert!((moved as f64) < fair * 1.5, "moved {} where {} is fair", moved, fair);
+        }
+    }
+}

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::command::RequestId;
-use crate::sessions::{REGISTER_WINDOW_MAX_MS, RESULT_BYTES_MAX, SEQUENCE_WINDOW, SESSION_TTL_MS, SESSIONS_MAX};
+use crate::sessions::{
+    REGISTER_WINDOW_MAX_MS, RESULT_BYTES_MAX, SEQUENCE_WINDOW, SESSION_TTL_MS, SESSIONS_MAX,
+};
 
 /// A storage index in miniature.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -56,7 +58,8 @@ fn request(session: u64, sequence: u64) -> RequestId {
 }
 
 fn put(at_ms: u64, request: RequestId, key: &str) -> WriteCommand {
-    let operation = Operation::put(Bytes::copy_from_slice(key.as_bytes()), Bytes::from_static(b"v"), Condition::None);
+    let operation =
+        Operation::put(Bytes::copy_from_slice(key.as_bytes()), Bytes::from_static(b"v"), Condition::None);
     WriteCommand::new(at_ms, request, vec![operation]).expect("valid")
 }
 
@@ -107,7 +110,12 @@ fn conditions_of_a_batch_hold_together_or_nothing_is_applied() {
 
 #[test]
 fn an_unknown_session_is_registered_only_within_its_window() {
-    let until = |register_until_ms| RequestId { session: 7, sequence: 1, lowest_unacknowledged: 1, register_until_ms };
+    let until = |register_until_ms| RequestId {
+        session: 7,
+        sequence: 1,
+        lowest_unacknowledged: 1,
+        register_until_ms,
+    };
     for (register_until_ms, known) in [
         (0, false),
         (NOW - 1, false),
