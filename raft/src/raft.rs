@@ -130,7 +130,8 @@ impl<P: Payload> Raft<P> {
             Body::PreVote { .. } => return true,
             // Granted in the term that this replica would campaign in.
             Body::PreVoteReply { granted: true } => return term == self.core.term().next(),
-            Body::Vote { transfer, .. } if term > self.core.term() && self.ignores_vote(*transfer) => {
+            // Also in the current term: it may have been entered without hearing of the candidate.
+            Body::Vote { transfer, .. } if term >= self.core.term() && self.ignores_vote(*transfer) => {
                 return false;
             }
             Body::Vote { .. } => {}
