@@ -133,17 +133,29 @@ impl Clock for World {
     }
 
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
-        let inner = self.inner.clone();
-        let end = *inner.now.borrow() + duration.as_nanos() as u64;
+        let mut next = self.inner.next_timer.borrow_mut();
+        *next += 1;
+        let key = (*self.inner.now.borrow() + duration.as_nanos() as u64, *next);
+        let timer = TimerEntry { inner: self.inner.clone(), key };
         poll_fn(move |context| {
-            if *inner.now.borrow() >= end {
+            if *timer.inner.now.borrow() >= timer.key.0 {
                 return Poll::Ready(());
             }
-            let mut next = inner.next_timer.borrow_mut();
-            *next += 1;
-            inner.timers.borrow_mut().insert((end, *next), context.waker().clone());
+            timer.inner.timers.borrow_mut().insert(timer.key, context.waker().clone());
             Poll::Pending
         })
+    }
+}
+
+/// One sleeper's place among the timers; it leaves with the sleeper.
+struct TimerEntry {
+    inner: Rc<Inner>,
+    key: (u64, u64),
+}
+
+impl Drop for TimerEntry {
+    fn drop(&mut self) {
+        self.inner.timers.borrow_mut().remove(&self.key);
     }
 }
 
