@@ -75,16 +75,14 @@ fn say(with_tls: bool, words: &[u8]) -> (AcceptFailure, Vec<u8>) {
     world.block_on(async {
         let (mut near, far) = world.pair();
         near.write_all(words).await.unwrap();
-        let (accepted, answer) = futures_util::future::join(
-            accept(&world, far, Bytes::new(), &options(tls)),
-            async {
+        let (accepted, answer) =
+            futures_util::future::join(accept(&world, far, Bytes::new(), &options(tls)), async {
                 let mut answer = Vec::new();
                 near.read_to_end(&mut answer).await.unwrap();
                 drop(near);
                 answer
-            },
-        )
-        .await;
+            })
+            .await;
         (failure(accepted), answer)
     })
 }
@@ -293,7 +291,9 @@ fn a_client_is_served_over_tls_by_host_name_address_and_core() {
 fn foreign_names_and_foreign_authorities_are_refused() {
     let (set, tls) = certificates();
     let (foreign, _) = certificates();
-    for (ca, name) in [(&set, "elsewhere.example.org"), (&set, "node.krita.internal"), (&foreign, "localhost")] {
+    for (ca, name) in
+        [(&set, "elsewhere.example.org"), (&set, "node.krita.internal"), (&foreign, "localhost")]
+    {
         let world = World::default();
         world.block_on(async {
             let (near, far) = world.pair();
@@ -431,7 +431,8 @@ fn a_certificate_of_a_foreign_authority_is_refused_by_the_server() {
     serve(&world, "127.0.0.1:8080", Some(tls_of_server));
     world.block_on(async {
         world.sleep_a_moment().await;
-        let refused = connect(&world, &to("127.0.0.1:8080", Some(0), Some(mixed.unwrap())), node_hello()).await;
+        let refused =
+            connect(&world, &to("127.0.0.1:8080", Some(0), Some(mixed.unwrap())), node_hello()).await;
         let text = refused.err().unwrap().to_string();
         assert!(text.contains("UnknownCA") || text.contains("DecryptError"), "{text}");
     });

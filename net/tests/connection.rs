@@ -125,8 +125,7 @@ fn a_side_that_takes_nothing_is_given_up_after_the_stall_limit() {
 #[test]
 fn silence_ends_an_idle_connection_and_traffic_keeps_it() {
     let world = World::default();
-    let options =
-        ConnectionOptions { idle_timeout: Some(Duration::from_secs(60)), ..Default::default() };
+    let options = ConnectionOptions { idle_timeout: Some(Duration::from_secs(60)), ..Default::default() };
     let (left, mut right) = connected(&world, &options);
     world.block_on(async {
         let sender = left.sender().clone();

@@ -32,7 +32,8 @@ fn serve(world: &World, connections: usize) -> Received {
         let listener = world.listen(ADDRESS.parse().unwrap()).await.unwrap();
         for _ in 0..connections {
             let stream = listener.accept().await.unwrap();
-            let accepted = accept(&world, stream, Bytes::new(), &AcceptOptions::new(None, CoreId(0), 1)).await;
+            let accepted =
+                accept(&world, stream, Bytes::new(), &AcceptOptions::new(None, CoreId(0), 1)).await;
             let Ok(Accepted::Here(mut incoming)) = accepted else { panic!("one core") };
             incoming.connection.accept(incoming.correlation, &v1::HelloReply::default()).unwrap();
             let (mut receiver, sender) = incoming.connection.split();
