@@ -5,10 +5,11 @@
 //!
 //! - An executor may park although tasks are ready (an event that lands between its poll and its first task is
 //!   taken for idleness). [`watchdog`] wakes every core from outside, and reports stalls.
-//! - I/O is polled only when the run queues are empty or a timer preempts. [`GlommioRuntime::pause`] empties
+//! - I/O is polled only when the run queues are empty or a timer preempts. [`Spawn::pause`] empties
 //!   the queues.
 //! - A panic ends one executor and nobody hears of it. [`start`](fn@start) has each core report its end.
-//! - A timer that is polled again registers itself again. [`clock::Sleep`] polls it once.
+//! - More than 256 timers make it spin and each of them late, and a timer that is polled again registers
+//!   itself again. [`timers`] shows it two in all.
 //! - A listener of glommio's shares its port with strangers, and file sizes go by path. [`network`] and
 //!   [`disk`] use descriptors.
 //!
@@ -24,6 +25,7 @@ mod preflight;
 mod random;
 mod signals;
 mod start;
+mod timers;
 mod watchdog;
 
 use std::cell::RefCell;
@@ -47,6 +49,7 @@ pub use start::{JoinError, NodeHandle, NodeOptions, StartError, block_on, start}
 pub use watchdog::CoreHealth;
 
 use network::ListenerRegistry;
+use timers::Timers;
 use watchdog::CoreBeat;
 
 /// Shares of the core for work that somebody waits for. Glommio's own queue, in which a core's main runs too,
@@ -64,6 +67,7 @@ struct CoreState {
     foreground: TaskQueueHandle,
     background: TaskQueueHandle,
     random: random::Source,
+    timers: Rc<Timers>,
     names: RefCell<BTreeMap<&'static str, u32>>,
     node: Arc<NodeState>,
     ephemeral_listens: std::cell::Cell<u32>,
@@ -87,12 +91,15 @@ impl GlommioRuntime {
             "background",
         );
         let beat = Arc::clone(&node.beats[usize::from(core.0)]);
+        let timers = Rc::new(Timers::default());
+        timers.start();
         let runtime = Self {
             inner: Rc::new(CoreState {
                 core,
                 foreground,
                 background,
                 random: random::Source::new(),
+                timers,
                 names: RefCell::new(BTreeMap::new()),
                 node,
                 ephemeral_listens: std::cell::Cell::new(0),
@@ -134,7 +141,7 @@ impl crate::Clock for GlommioRuntime {
     }
 
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
-        clock::Sleep::new(duration)
+        self.inner.timers.sleep(duration)
     }
 }
 
@@ -169,6 +176,6 @@ impl Spawn for GlommioRuntime {
     }
 
     fn pause(&self) -> impl Future<Output = ()> + 'static {
-        clock::Sleep::new(clock::PAUSE)
+        self.inner.timers.pause()
     }
 }

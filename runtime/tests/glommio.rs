@@ -453,6 +453,37 @@ fn time_passes_and_limits_hold() {
     });
 }
 
+/// Glommio's own timers go wrong beyond 256: late by a quarter of a second, and spinning meanwhile.
+#[test]
+fn sleeps_are_exact_beside_thousands_of_others() {
+    run(|runtime| async move {
+        for number in 0..5000_u64 {
+            let long = runtime.sleep(Duration::from_secs(60) + Duration::from_micros(number));
+            runtime.spawn(TaskClass::Foreground, "sleeper", long);
+        }
+        let before = runtime.now();
+        for _ in 0..100 {
+            runtime.sleep(Duration::from_micros(100)).await;
+            runtime.pause().await;
+        }
+        let took = runtime.now().since(before);
+        assert!(took >= Duration::from_millis(10) && took < Duration::from_secs(5), "{took:?}");
+        // Shorter ones overtake longer ones that were set before.
+        let order = Rc::new(RefCell::new(Vec::new()));
+        for milliseconds in [60, 20, 40, 1] {
+            let (own, order) = (runtime.clone(), Rc::clone(&order));
+            runtime.spawn(TaskClass::Foreground, "sleeper", async move {
+                own.sleep(Duration::from_millis(milliseconds)).await;
+                order.borrow_mut().push(milliseconds);
+            });
+        }
+        while order.borrow().len() < 4 {
+            runtime.sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(*order.borrow(), [1, 20, 40, 60]);
+    });
+}
+
 #[test]
 fn a_panic_is_told_with_its_core() {
     let main = |runtime: GlommioRuntime, _: GlommioMesh<()>| async move {

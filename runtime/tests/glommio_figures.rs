@@ -63,6 +63,21 @@ fn clock_random_pause_and_spawn() {
             runtime.pause().await;
         }
         per_call("pause, alone", 20_000, began);
+        for _ in 0..1000 {
+            let long = runtime.sleep(Duration::from_secs(600));
+            runtime.spawn(TaskClass::Foreground, "sleeper", long);
+        }
+        runtime.sleep(Duration::from_millis(1)).await;
+        let began = runtime.now();
+        for _ in 0..2000 {
+            runtime.pause().await;
+        }
+        per_call("pause, beside 1,000 timers", 2000, began);
+        let began = runtime.now();
+        for _ in 0..200 {
+            runtime.sleep(Duration::from_micros(100)).await;
+        }
+        per_call("sleep of 100 us, beside 1,000 timers", 200, began);
         let began = runtime.now();
         for _ in 0..100_000 {
             runtime.spawn(TaskClass::Foreground, "empty", async {});
