@@ -358,10 +358,7 @@ async fn take_hello<R: NetRuntime>(
     let receive = async { connection.receive().await.map_err(AcceptFailure::Hello) };
     let frame = match within(runtime, deadline, receive).await {
         Ok(frame) => frame,
-        Err(failure @ AcceptFailure::Hello(ReceiveError::Closed)) => {
-            drop(failure);
-            return Err(AcceptFailure::Closed);
-        }
+        Err(AcceptFailure::Hello(ReceiveError::Closed)) => return Err(AcceptFailure::Closed),
         Err(failure) => {
             connection.finish("no hello").await;
             return Err(failure);

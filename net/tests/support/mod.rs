@@ -29,13 +29,15 @@ struct Inner {
     now: RefCell<u64>,
     next_timer: RefCell<u64>,
     timers: RefCell<BTreeMap<(u64, u64), Waker>>,
-    tasks: RefCell<Vec<Option<Pin<Box<dyn Future<Output = ()>>>>>>,
+    tasks: RefCell<Vec<Option<Task>>>,
     ready: Ready,
     random: RefCell<u64>,
     listeners: RefCell<BTreeMap<String, Rc<RefCell<Backlog>>>>,
     /// Bytes in flight in one direction, and most bytes per read and write.
     link: RefCell<Link>,
 }
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 type Ready = Arc<Mutex<VecDeque<usize>>>;
 
