@@ -30,8 +30,9 @@ pub(crate) fn log_options(config: &Config, log: u16, logs_total: u16) -> krita_e
     options.value_cache_bytes =
         usize::try_from(config.value_cache_bytes / u64::from(logs_total.max(1))).unwrap_or(usize::MAX);
     options.checkpoint_after_bytes = config.checkpoint_after_bytes;
+    // Small segments want small batches, and a batch must hold two pieces and a block.
     options.batch_bytes_max = options.batch_bytes_max.min(options.segment_bytes / 4);
-    options.piece_bytes = options.piece_bytes.min(options.batch_bytes_max / 2);
+    options.piece_bytes = options.piece_bytes.min(options.batch_bytes_max / 4);
     options
 }
 
