@@ -290,7 +290,9 @@ impl Cluster {
                     topology.hint(hint);
                 }
             }
-            Attempt::NotSent(_) | Attempt::Lost(_) | Attempt::TimedOut => {
+            // The node may be back at once; the next attempt avoids it, no more.
+            Attempt::Lost(_) => {}
+            Attempt::NotSent(_) | Attempt::TimedOut => {
                 if let Some(topology) = &mut state.topology {
                     topology.suspect(target.node_number, now.after(SUSPICION_MS));
                 }

@@ -221,3 +221,51 @@ const COPIED_BYTES_MAX: usize = 32 * 1024;
 pub fn detached(value: Bytes) -> Bytes {
     if value.len() <= COPIED_BYTES_MAX { Bytes::copy_from_slice(&value) } else { value }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn puts(keys: &[u32], value_bytes: usize) -> Vec<Operation> {
+        keys.iter().map(|key| Operation::put(key.to_string(), vec![0u8; value_bytes])).collect()
+    }
+
+    /// Every position is in exactly one place, and groups are of their shard, in order, with as many operations.
+    fn check(plan: &Plan, operations: &[Operation], shard_count: u32) {
+        let mut seen: Vec<_> = plan.refused.iter().map(|(position, _)| *position).collect();
+        for group in &plan.groups {
+            assert_eq!(group.positions.len(), group.operations.len());
+            assert!(!group.positions.is_empty() && group.positions.is_sorted());
+            for position in &group.positions {
+                assert_eq!(shard_of(operations[*position].key(), shard_count), group.shard);
+            }
+            seen.extend(&group.positions);
+        }
+        seen.sort();
+        assert_eq!(seen, (0..operations.len()).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn every_operation_is_planned_once(keys in prop::collection::vec(0u32..3000, 0..2000), shard_count in 1u32..9) {
+            let operations = puts(&keys, 3);
+            let pieces = plan_pieces(&operations, shard_count);
+            check(&pieces, &operations, shard_count);
+            prop_assert!(pieces.groups.iter().all(|group| group.fits(GroupLimit::PIECE)));
+            check(&plan_atomic(&operations, shard_count), &operations, shard_count);
+        }
+    }
+
+    #[test]
+    fn an_atomic_group_is_refused_whole() {
+        let too_large = puts(&(0..20).collect::<Vec<_>>(), 1024 * 1024);
+        let plan = plan_atomic(&too_large, 1);
+        assert_eq!((plan.groups.len(), plan.refused.len()), (0, 20));
+        let twice = puts(&[1, 2, 1], 1);
+        assert_eq!(plan_atomic(&twice, 1).refused.len(), 3);
+        let pieces = plan_pieces(&twice, 1);
+        assert_eq!((pieces.refused[0].0, pieces.groups.len()), (2, 1));
+        assert!(plan_pieces(&too_large, 1).groups.len() >= 20, "each is a piece of its own");
+    }
+}

@@ -276,7 +276,206 @@ impl Call {
     }
 
     fn retry(&self, retry: Retry, now: Moment) -> Next {
-        let is_over = now.after(retry.pause_ms) >= self.deadline || self.attempts >= self.policy.attempts_max;
+        let is_over = now.after(retry.pause_ms) >= self.deadline || self.pauses > self.policy.retries_max;
         if is_over { Next::Fail(self.give_up(now)) } else { Next::Retry(retry) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use krita_proto::v1;
+    use proptest::prelude::*;
+
+    const WRITE: CallKind = CallKind::Write { condition_is_remembered: true };
+    const WRITE_IF_VALUE: CallKind = CallKind::Write { condition_is_remembered: false };
+
+    fn refused(code: ErrorCode) -> Attempt {
+        Attempt::Refused(ServerError::new(v1::Error { code: code as u32, ..Default::default() }))
+    }
+
+    fn session_refused() -> Attempt {
+        let code = ErrorCode::UnknownOutcome as u32;
+        Attempt::Refused(ServerError::new(v1::Error { code, log_time_ms: 7, ..Default::default() }))
+    }
+
+    fn redirect() -> Attempt {
+        let hint = Some(v1::ServedBy { shard: 1, node_number: 2, ..Default::default() });
+        let code = ErrorCode::NotLeader as u32;
+        Attempt::Refused(ServerError::new(v1::Error { code, hint, ..Default::default() }))
+    }
+
+    fn lost() -> Attempt {
+        Attempt::Lost("reset".to_owned())
+    }
+
+    /// Plays attempts one after the other; the last step decides.
+    fn play(kind: CallKind, attempts: &[Attempt]) -> Next {
+        let mut call = Call::new(kind, RetryPolicy::default(), Moment(0), 60_000);
+        let mut next = None;
+        for (attempt, at) in attempts.iter().zip(0..) {
+            assert!(!matches!(next, Some(Next::Fail(_))), "the call had ended before {attempt:?}");
+            next = Some(call.failed(attempt.clone(), Moment(at), 0));
+        }
+        next.expect("at least one attempt")
+    }
+
+    fn ends_as(kind: CallKind, attempts: &[Attempt]) -> Option<ErrorCode> {
+        match play(kind, attempts) {
+            Next::Fail(error) => Some(error.code()),
+            Next::Retry(_) => None,
+        }
+    }
+
+    #[test]
+    fn the_stories_of_a_write() {
+        use ErrorCode as E;
+        // What happened to the attempts; how the call ends, if it does.
+        let stories: [(&str, CallKind, Vec<Attempt>, Option<E>); 17] = [
+            ("no leader", WRITE, vec![refused(E::Unavailable)], None),
+            ("too busy", WRITE, vec![refused(E::Overloaded)], None),
+            ("no room", WRITE, vec![refused(E::ResourceExhausted)], Some(E::ResourceExhausted)),
+            ("no room, but sent before", WRITE, vec![lost(), refused(E::ResourceExhausted)], None),
+            ("lost", WRITE, vec![lost()], None),
+            ("lost, then denied", WRITE, vec![lost(), refused(E::PermissionDenied)], Some(E::UnknownOutcome)),
+            ("denied", WRITE, vec![refused(E::PermissionDenied)], Some(E::PermissionDenied)),
+            ("a bug", WRITE, vec![refused(E::Internal)], Some(E::UnknownOutcome)),
+            ("a bug in a read", CallKind::Read, vec![refused(E::Internal)], Some(E::Internal)),
+            ("session refused", WRITE, vec![session_refused()], None),
+            (
+                "timed out, session refused",
+                WRITE,
+                vec![Attempt::TimedOut, session_refused()],
+                Some(E::UnknownOutcome),
+            ),
+            (
+                "unknown there, session refused",
+                WRITE,
+                vec![refused(E::UnknownOutcome), session_refused()],
+                Some(E::UnknownOutcome),
+            ),
+            ("refused attempts, session refused", WRITE, vec![refused(E::NotReady), session_refused()], None),
+            ("no session lasts", WRITE, vec![session_refused(); 4], Some(E::Unavailable)),
+            ("condition", WRITE_IF_VALUE, vec![refused(E::ConditionFailed)], Some(E::ConditionFailed)),
+            (
+                "lost, version differs",
+                WRITE,
+                vec![lost(), refused(E::ConditionFailed)],
+                Some(E::ConditionFailed),
+            ),
+            (
+                "lost, value differs",
+                WRITE_IF_VALUE,
+                vec![lost(), refused(E::ConditionFailed)],
+                Some(E::UnknownOutcome),
+            ),
+        ];
+        for (name, kind, attempts, end) in stories {
+            assert_eq!(ends_as(kind, &attempts), end, "{name}");
+        }
+    }
+
+    #[test]
+    fn redirects_are_followed_at_once_a_few_times() {
+        let mut pauses = Vec::new();
+        let mut call = Call::new(CallKind::Read, RetryPolicy::default(), Moment(0), 60_000);
+        for _ in 0..8 {
+            let Next::Retry(retry) = call.failed(redirect(), Moment(1), 0) else { panic!("time is left") };
+            pauses.push((retry.pause_ms > 0, retry.is_charged));
+        }
+        let (at_once, later) = ((false, false), (true, true));
+        assert_eq!(pauses, [at_once, at_once, at_once, later, at_once, at_once, at_once, later]);
+    }
+
+    #[test]
+    fn the_server_says_when_to_come_back() {
+        let error =
+            v1::Error { code: ErrorCode::Overloaded as u32, retry_after_ms: 700, ..Default::default() };
+        let Next::Retry(retry) = play(WRITE, &[Attempt::Refused(ServerError::new(error))]) else {
+            panic!("time is left")
+        };
+        assert_eq!((retry.pause_ms, retry.avoid), (700, false));
+    }
+
+    fn any_attempt() -> impl Strategy<Value = Attempt> {
+        prop_oneof![
+            (1u32..=14).prop_map(|number| refused(ErrorCode::from_number(number))),
+            Just(session_refused()),
+            Just(redirect()),
+            Just(lost()),
+            Just(Attempt::TimedOut),
+            Just(Attempt::NotSent(Error::new(ErrorCode::Unavailable, "no route"))),
+            Just(Attempt::NotSent(Error::new(ErrorCode::Unauthenticated, "who?"))),
+        ]
+    }
+
+    /// Whether the attempt may have been applied.
+    fn may_have_applied(attempt: &Attempt) -> bool {
+        match attempt {
+            Attempt::Lost(_) | Attempt::TimedOut => true,
+            Attempt::NotSent(_) => false,
+            Attempt::Refused(error) => {
+                error.code == ErrorCode::Internal
+                    || (error.code == ErrorCode::UnknownOutcome && !error.session_refused())
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_write_that_may_have_been_applied_ends_as_not_applied(
+            attempts in prop::collection::vec((any_attempt(), 0u64..500), 1..100),
+            timeout_ms in 1u64..20_000,
+            randoms: u64,
+        ) {
+            let mut now = Moment(0);
+            let mut call = Call::new(WRITE_IF_VALUE, RetryPolicy::default(), now, timeout_ms);
+            let mut ambiguous = false;
+            for (attempt, took_ms) in attempts {
+                if call.attempt_ms(now).is_none() {
+                    break;
+                }
+                now = now.after(took_ms);
+                ambiguous |= may_have_applied(&attempt);
+                match call.failed(attempt, now, randoms) {
+                    Next::Fail(error) => {
+                        prop_assert_eq!(error.code() == ErrorCode::UnknownOutcome, ambiguous, "{}", error);
+                        return Ok(());
+                    }
+                    Next::Retry(retry) => {
+                        prop_assert!(!(retry.new_session && ambiguous), "a new id for what may be applied");
+                        now = now.after(retry.pause_ms);
+                        prop_assert!(now < call.deadline(), "a pause past the deadline");
+                    }
+                }
+            }
+            let end = call.give_up(now).code();
+            prop_assert_eq!(end == ErrorCode::UnknownOutcome, ambiguous);
+        }
+
+        #[test]
+        fn a_call_ends(attempt in any_attempt(), timeout_ms in 1u64..100_000) {
+            let mut now = Moment(0);
+            let mut call = Call::new(WRITE, RetryPolicy::default(), now, timeout_ms);
+            for round in 0.. {
+                // Up to three redirects go before each pause.
+                prop_assert!(round <= 4 * (RetryPolicy::default().retries_max + 2));
+                match call.failed(attempt.clone(), now, 1) {
+                    Next::Fail(_) => break,
+                    Next::Retry(retry) => now = now.after(retry.pause_ms),
+                }
+            }
+        }
+
+        #[test]
+        fn no_read_is_unknown(attempts in prop::collection::vec(any_attempt(), 1..100)) {
+            let mut call = Call::new(CallKind::Read, RetryPolicy::default(), Moment(0), 1_000_000);
+            for attempt in attempts {
+                if let Next::Fail(error) = call.failed(attempt, Moment(1), 1) {
+                    prop_assert_ne!(error.code(), ErrorCode::UnknownOutcome);
+                    break;
+                }
+            }
+        }
     }
 }

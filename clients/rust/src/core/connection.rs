@@ -143,7 +143,7 @@ impl Connection {
         Ok(correlation)
     }
 
-    /// Nobody waits for this answer any more. It is still counted as in flight until it comes.
+    /// Requests that have been sent and not been answered.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
@@ -207,5 +207,105 @@ impl Connection {
             Ok(Response::decode(expected, frame)?)
         };
         Ok(Event::Answer { correlation, answer })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use krita_proto::error::ErrorCode;
+
+    fn greeting() -> Greeting {
+        Greeting {
+            cluster_name: "c".to_owned(),
+            token: "t".to_owned(),
+            core: Some(0),
+            client_name: "test".to_owned(),
+        }
+    }
+
+    fn feed<M: frame::FrameMessage>(connection: &mut Connection, correlation: u64, message: &M) {
+        let mut bytes = BytesMut::new();
+        frame::encode(&mut bytes, Flags::NONE, correlation, message).unwrap();
+        // Byte by byte: no boundary of a read means anything.
+        for byte in bytes {
+            connection.space()[0] = byte;
+            connection.received(1);
+        }
+    }
+
+    fn ready() -> Connection {
+        let mut connection = Connection::new(&greeting());
+        connection.outgoing().clear();
+        let reply = v1::HelloReply { protocol_version: 1, frame_bytes_max: 1000, ..Default::default() };
+        feed(&mut connection, HELLO_CORRELATION, &reply);
+        assert_eq!(connection.next_event(), Ok(Some(Event::Ready(reply))));
+        connection
+    }
+
+    fn get(key: &'static str) -> Request {
+        Request::Get(v1::Get { key: key.into(), timeout_ms: 5 })
+    }
+
+    #[test]
+    fn the_hello_is_this_to_the_byte() {
+        let mut connection = Connection::new(&greeting());
+        let expected =
+            b"\x1c\0\0\0\x01\0\0\0\x01\0\0\0\0\0\0\0\x08\x01\x12\x01c\x1a\x01t\x20\x01\x32\x04test";
+        assert_eq!(&connection.outgoing()[..], expected);
+        assert_eq!(connection.send(&get("k")), Err(SendError::NotReady));
+    }
+
+    #[test]
+    fn answers_come_in_any_order() {
+        let mut connection = ready();
+        let [first, second] = [get("a"), get("b")].map(|request| connection.send(&request).unwrap());
+        let reply = v1::GetReply { found: true, value: "v".into(), ..Default::default() };
+        feed(&mut connection, second, &reply);
+        let error = v1::Error { code: ErrorCode::NotLeader as u32, ..Default::default() };
+        feed(&mut connection, first, &error);
+        let answer = Ok(Response::Get(reply));
+        assert_eq!(connection.next_event(), Ok(Some(Event::Answer { correlation: second, answer })));
+        let answer = Err(ServerError::new(error));
+        assert_eq!(connection.next_event(), Ok(Some(Event::Answer { correlation: first, answer })));
+        assert_eq!((connection.next_event(), connection.in_flight()), (Ok(None), 0));
+    }
+
+    #[test]
+    fn a_peer_that_breaks_the_protocol_is_left() {
+        let mut strange = ready();
+        feed(&mut strange, 99, &v1::GetReply::default());
+        assert!(matches!(strange.next_event(), Err(ConnectionError::Protocol(_))));
+
+        let mut mismatched = ready();
+        let correlation = mismatched.send(&get("k")).unwrap();
+        feed(&mut mismatched, correlation, &v1::WriteReply::default());
+        assert!(matches!(mismatched.next_event(), Err(ConnectionError::Frame(_))));
+
+        let mut closing = ready();
+        feed(&mut closing, 0, &v1::Error { code: ErrorCode::NotReady as u32, ..Default::default() });
+        assert!(matches!(closing.next_event(), Err(ConnectionError::Refused(_))));
+
+        let mut other_version = Connection::new(&greeting());
+        feed(&mut other_version, HELLO_CORRELATION, &v1::HelloReply::default());
+        assert!(matches!(other_version.next_event(), Err(ConnectionError::Protocol(_))));
+
+        let mut no_krita = Connection::new(&greeting());
+        let page = b"HTTP/1.1 400 Bad Request\r\n\r\n";
+        no_krita.space()[..page.len()].copy_from_slice(page);
+        no_krita.received(page.len());
+        assert!(matches!(no_krita.next_event(), Err(ConnectionError::Frame(_))));
+    }
+
+    #[test]
+    fn what_is_in_flight_and_what_is_sent_are_bounded() {
+        let mut connection = ready();
+        let large = Request::Put(v1::Put { value: vec![0; 2000].into(), ..Default::default() });
+        assert!(matches!(connection.send(&large), Err(SendError::TooLarge { limit: 1000, .. })));
+        assert!(connection.outgoing().is_empty(), "nothing of it is sent");
+        for _ in 0..IN_FLIGHT_MAX {
+            connection.send(&get("k")).unwrap();
+        }
+        assert_eq!(connection.send(&get("k")), Err(SendError::Full));
     }
 }

@@ -13,8 +13,8 @@ pub struct RetryPolicy {
     pub pause_min: Duration,
     /// Longest pause between attempts, but for one that the server asks for.
     pub pause_max: Duration,
-    /// Most attempts of one call.
-    pub attempts_max: u32,
+    /// Most retries of one call, besides redirects that are followed at once.
+    pub retries_max: u32,
 }
 
 impl Default for RetryPolicy {
@@ -23,7 +23,7 @@ impl Default for RetryPolicy {
             attempt_timeout: Duration::from_secs(2),
             pause_min: Duration::from_millis(20),
             pause_max: Duration::from_millis(500),
-            attempts_max: 64,
+            retries_max: 1_000,
         }
     }
 }

@@ -131,6 +131,8 @@ impl Topology {
         }
         place.leader = hint.node_number;
         place.core = u16::try_from(hint.core).ok();
+        // Another node has just heard it: if it is gone all the same, the next attempt suspects it again.
+        self.suspects.remove(&hint.node_number);
         is_newer || !self.members.contains_key(&hint.node_number)
     }
 
@@ -266,6 +268,9 @@ mod tests {
         assert!(!topology.hint(&hint(3, 6)), "asked once");
         assert!(topology.hint(&hint(9, 6)), "an unknown node");
         assert!([1, 2, 3].contains(&node(&topology, None, 0)));
+        topology.suspect(3, NOW.after(10));
+        topology.hint(&hint(3, 6));
+        assert_eq!(node(&topology, None, 0), 3, "who is named a leader is not suspect");
         assert!(!topology.hint(&v1::ServedBy { shard: 77, ..hint(1, 6) }));
     }
 
