@@ -79,7 +79,7 @@ impl<P: Payload> Raft<P> {
         self.leave_role(Some(self.core.id()));
         let core = &mut self.core;
         core.change(Change::BecameLeader { term: core.term() });
-        self.role = Role::Leader(Leader::new(core));
+        self.role = Role::Leader(Box::new(Leader::new(core)));
         self.core.log.check();
     }
 

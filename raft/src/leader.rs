@@ -331,10 +331,10 @@ impl Leader {
             progress.waiting = true;
             return;
         };
-        let expected = (progress.next.0..).zip(&entries);
-        let fits = expected
-            .map(|(index, entry)| entry.index.0 == index && core.log.term_of(entry.index) == Some(entry.term))
-            .all(|fits| fits);
+        let mut expected = (progress.next.0..).zip(&entries);
+        let fits = expected.all(|(index, entry)| {
+            entry.index.0 == index && core.log.term_of(entry.index) == Some(entry.term)
+        });
         if fits && !entries.is_empty() && core.log.term_of(progress.next.previous()).is_some() {
             self.send_append(core, to, entries);
         }

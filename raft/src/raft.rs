@@ -26,7 +26,8 @@ pub struct Raft<P> {
 pub(crate) enum Role {
     Follower(Follower),
     Candidate(Candidate),
-    Leader(Leader),
+    /// Boxed: most replicas follow, and there are many.
+    Leader(Box<Leader>),
 }
 
 pub(crate) struct Follower {
@@ -453,7 +454,7 @@ impl<P: Payload> Raft<P> {
             quiesced,
             lease_until: leader.and_then(|leader| leader.lease_until(core)),
             transferring_to: leader.and_then(|leader| leader.transfer.as_ref()).map(|transfer| transfer.to),
-            followers: leader.map_or(Vec::new(), Leader::follower_statuses),
+            followers: leader.map_or(Vec::new(), |leader| leader.follower_statuses()),
         }
     }
 
