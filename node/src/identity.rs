@@ -283,7 +283,10 @@ pub enum IdentityError {
     #[error("{} is not a file of Krita's: name another data_directory, or move the file away", .0.display())]
     Foreign(PathBuf),
     /// A newer version of Krita wrote it.
-    #[error("{} has format {format}; this version knows {FORMAT_VERSION}: run the version that wrote it, or a newer one", path.display())]
+    #[error(
+        "{} has format {format}; this version knows {FORMAT_VERSION}: run the version that wrote it, or a newer one",
+        path.display()
+    )]
     Newer {
         /// The file.
         path: PathBuf,
@@ -291,7 +294,10 @@ pub enum IdentityError {
         format: u32,
     },
     /// The file's bytes are not those that were written.
-    #[error("{} is damaged ({reason}): restore it from a copy; a new one would make this node a stranger to its cluster", path.display())]
+    #[error(
+        "{} is damaged ({reason}): restore it from a copy; a new one would make this node a stranger to its cluster",
+        path.display()
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -299,7 +305,10 @@ pub enum IdentityError {
         reason: &'static str,
     },
     /// The directory belongs to another node.
-    #[error("{} was made for node_id \"{recorded}\", but node_id is \"{configured}\": correct node_id or data_directory", path.display())]
+    #[error(
+        "{} was made for node_id \"{recorded}\", but node_id is \"{configured}\": correct node_id or data_directory",
+        path.display()
+    )]
     OtherNode {
         /// The identity file.
         path: PathBuf,
@@ -309,7 +318,11 @@ pub enum IdentityError {
         configured: String,
     },
     /// Not a fresh directory, but without identity.
-    #[error("{} holds \"{found}\" but no identity file: it is not a fresh data directory; restore its identity file or name an empty directory", directory.display())]
+    #[error(
+        "{} holds \"{found}\" but no identity file: it is not a fresh data directory; restore its identity file or \
+         name an empty directory",
+        directory.display()
+    )]
     NotFresh {
         /// The data directory.
         directory: PathBuf,

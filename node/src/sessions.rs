@@ -169,8 +169,9 @@ impl Sessions {
         let remembered = match outcome {
             Outcome::Applied(operations) => {
                 let flag = |operation: &OperationOutcome| {
-                    u8::from(operation.existed) * FLAG_EXISTED
-                        | u8::from(operation.version != 0) * FLAG_CHANGED
+                    let existed = if operation.existed { FLAG_EXISTED } else { 0 };
+                    let changed = if operation.version != 0 { FLAG_CHANGED } else { 0 };
+                    existed | changed
                 };
                 let flags = match operations.as_slice() {
                     [operation] => Flags::One([flag(operation)]),

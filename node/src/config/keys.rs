@@ -153,7 +153,8 @@ pub const KEYS: [Key; 26] = [
     optional(key("log_file", Kind::Path, None,
         "Where log lines go; unset: standard error.")),
     dynamic(key("log_level", Kind::Text, Some("info"),
-        "What to log, in the form of RUST_LOG, which takes precedence: error, warn, info, debug, trace, or by target.")),
+        "What to log, in the form of RUST_LOG, which takes precedence: error, warn, info, debug, trace, or by \
+         target.")),
 ];
 
 impl Key {

@@ -170,7 +170,10 @@ impl Values<'_> {
 
     fn path(&self, name: &str) -> PathBuf {
         let given = &self.0[name];
-        given.relative_to.as_ref().map_or_else(|| PathBuf::from(&given.text), |folder| folder.join(&given.text))
+        given
+            .relative_to
+            .as_ref()
+            .map_or_else(|| PathBuf::from(&given.text), |folder| folder.join(&given.text))
     }
 
     fn number(&self, name: &str) -> u64 {
@@ -325,7 +328,8 @@ fn token(values: &Values<'_>, insecure: bool, errors: &mut Vec<String>) -> Optio
     let of_hex = values.optional("token_sha256").and_then(|hex| TokenDigest::from_hex(hex).ok());
     match (of_token, of_hex) {
         (Some(token), Some(digest)) if token != digest => {
-            errors.push("token and token_sha256 belong to different tokens: give only one of them".to_owned());
+            errors
+                .push("token and token_sha256 belong to different tokens: give only one of them".to_owned());
             None
         }
         (None, None) if !insecure => {
@@ -343,7 +347,11 @@ fn token(values: &Values<'_>, insecure: bool, errors: &mut Vec<String>) -> Optio
 fn insecure_text(values: &Values<'_>, bind_address: SocketAddr) -> String {
     let whom = if bind_address.ip().is_loopback() { "on this machine" } else { "who reaches this port" };
     let token = values.optional("token").or(values.optional("token_sha256"));
-    let may = if token.is_some() { "can read the traffic, tokens included" } else { "may read and change all data" };
+    let may = if token.is_some() {
+        "can read the traffic, tokens included"
+    } else {
+        "may read and change all data"
+    };
     format!("insecure: true: no TLS; everyone {whom} {may}")
 }
 

@@ -7,7 +7,7 @@ use super::keys::{KEYS, Key};
 const HEAD: &str = "\
 # Configuration
 
-<!-- Made from node/src/config/keys.rs. `KRITA_BLESS=1 cargo test -p krita-node configuration_reference` writes it anew. -->
+<!-- Made from node/src/config/keys.rs; KRITA_BLESS=1 cargo test -p krita-node configuration_reference makes it. -->
 
 A node reads `krita.yaml`, then variables, then flags; the later wins over the earlier. Each key below is a line of
 `krita.yaml` (`port: 8080`), a variable (`KRITA_PORT=8080`) and a flag of `kritad` (`--port 8080`).

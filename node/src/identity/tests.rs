@@ -37,19 +37,19 @@ impl krita_runtime::File for NoFile {
     }
 
     fn write_at(&self, _: Vec<u8>, _: u64) -> impl Future<Output = io::Result<()>> + 'static {
-        async { Err(io::ErrorKind::Unsupported.into()) }
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
     }
 
     fn read_at(&self, _: u64, _: usize) -> impl Future<Output = io::Result<Bytes>> + 'static {
-        async { Err(io::ErrorKind::Unsupported.into()) }
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
     }
 
     fn sync_data(&self) -> impl Future<Output = io::Result<()>> + 'static {
-        async { Err(io::ErrorKind::Unsupported.into()) }
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
     }
 
     fn length(&self) -> impl Future<Output = io::Result<u64>> + 'static {
-        async { Err(io::ErrorKind::Unsupported.into()) }
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
     }
 }
 
