@@ -46,8 +46,14 @@ pub(crate) async fn recover<R: Runtime>(runtime: &R, options: &Options) -> Resul
     let directory = &options.directory;
     let failed = |error| OpenError::io(directory, error);
     runtime.create_directory(directory).await.map_err(failed)?;
-    if let Some(parent) = directory.parent() {
-        runtime.sync_directory(parent).await.map_err(|error| OpenError::io(parent, error))?;
+    // The names of directories just made must last as well. Those further up may not be ours to open.
+    for ancestor in directory.ancestors().skip(1).filter(|ancestor| !ancestor.as_os_str().is_empty()) {
+        match runtime.sync_directory(ancestor).await {
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
+                return Err(OpenError::io(ancestor, error));
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
     let manifest = match Manifest::load(runtime, directory).await? {
         Some(manifest) => manifest,
