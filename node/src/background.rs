@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use krita_raft::{ReplicationMode, ReplicaId};
+use krita_raft::{ReplicaId, ReplicationMode};
 use krita_runtime::{Instant, Runtime};
 
 use crate::core::{Core, Serving};
@@ -131,7 +131,8 @@ impl<R: Runtime> Core<R> {
             let Serving { cluster, replicas, .. } = serving;
             let mut moves = 0;
             for replica in replicas.values_mut().filter(|replica| replica.is_leader()) {
-                let Some(preferred) = cluster.placement(replica.shard).and_then(|p| p.replicas.first()) else {
+                let Some(preferred) = cluster.placement(replica.shard).and_then(|p| p.replicas.first())
+                else {
                     continue;
                 };
                 let to = ReplicaId(preferred.replica_id);

@@ -238,8 +238,10 @@ async fn read_entries<R: Runtime>(
 ) -> Result<Vec<Entry<Payload>>, String> {
     let engine_shard = krita_engine::ShardId(shard);
     let (from, through) = (krita_engine::Index(from.0), krita_engine::Index(through.0));
-    let records =
-        store.read_entries(engine_shard, from, through, bytes_max).await.map_err(|error| error.to_string())?;
+    let records = store
+        .read_entries(engine_shard, from, through, bytes_max)
+        .await
+        .map_err(|error| error.to_string())?;
     records.into_iter().map(raft_entry).collect()
 }
 

@@ -274,7 +274,8 @@ async fn copy_shard<R: Runtime>(
     }
     let mut next = Index(meta.applied.0 + 1);
     while next <= recovered.last_index {
-        let entries: Vec<EntryRecord> = source.read_entries(shard, next, recovered.last_index, COPY_BYTES_MAX).await?;
+        let entries: Vec<EntryRecord> =
+            source.read_entries(shard, next, recovered.last_index, COPY_BYTES_MAX).await?;
         next = entries.last().map(|entry| Index(entry.index.0 + 1)).ok_or("entries are missing")?;
         installer.entries(entries).await?;
     }

@@ -31,8 +31,14 @@ pub(crate) struct PendingRead {
 
 /// What is read.
 pub(crate) enum Read {
-    Get { key: Bytes, responder: Responder },
-    Scan { scan: Scan, responder: Responder },
+    Get {
+        key: Bytes,
+        responder: Responder,
+    },
+    Scan {
+        scan: Scan,
+        responder: Responder,
+    },
     /// Someone on this core wants to know when everything before has been applied.
     Barrier(oneshot::Sender<Result<(), Failure>>),
 }
@@ -130,7 +136,11 @@ pub(crate) async fn value_of<R: Runtime>(
 }
 
 /// One page of a scan. It ends early once it holds [`PAGE_BYTES_MAX`] bytes.
-async fn read_page<R: Runtime>(store: &Store<R>, shard: ShardId, scan: &Scan) -> Result<v1::ScanReply, Failure> {
+async fn read_page<R: Runtime>(
+    store: &Store<R>,
+    shard: ShardId,
+    scan: &Scan,
+) -> Result<v1::ScanReply, Failure> {
     let slots = page(store, shard, scan);
     let mut more = slots.len() == scan.items_max;
     let mut items = Vec::with_capacity(slots.len());

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use krita_engine::{ShardId, Store};
 use krita_proto::error::ErrorCode;
 use krita_proto::v1;
-use krita_raft::{Change as RaftChange, Entry, EntryKind, Index, Raft, ReadOutcome, ReadToken, Ready, Term, Time};
+use krita_raft::{
+    Change as RaftChange, Entry, EntryKind, Index, Raft, ReadOutcome, ReadToken, Ready, Term, Time,
+};
 use krita_runtime::{Instant, Notify, Runtime};
 
 use crate::command::{self, WriteCommand};
@@ -479,13 +481,15 @@ impl<R: Runtime> Replica<R> {
     /// The failure that says who leads.
     pub(crate) fn not_leader(&self) -> Failure {
         match self.leader_node().filter(|_| !self.is_leader()) {
-            Some(node) => Failure::new(ErrorCode::NotLeader, format!("node {node} leads shard {}", self.shard))
-                .with_hint(Some(v1::ServedBy {
-                    shard: self.shard,
-                    node_number: node,
-                    core: 0,
-                    epoch: self.served_by.epoch,
-                })),
+            Some(node) => {
+                Failure::new(ErrorCode::NotLeader, format!("node {node} leads shard {}", self.shard))
+                    .with_hint(Some(v1::ServedBy {
+                        shard: self.shard,
+                        node_number: node,
+                        core: 0,
+                        epoch: self.served_by.epoch,
+                    }))
+            }
             None => Failure::unavailable(format!("no leader of shard {} is known", self.shard)),
         }
     }
@@ -529,7 +533,11 @@ impl<R: Runtime> Replica<R> {
 }
 
 /// A page of keys in order, as the index has it now.
-pub(crate) fn page<R: Runtime>(store: &Store<R>, shard: ShardId, scan: &Scan) -> Vec<(Bytes, krita_engine::Slot)> {
+pub(crate) fn page<R: Runtime>(
+    store: &Store<R>,
+    shard: ShardId,
+    scan: &Scan,
+) -> Vec<(Bytes, krita_engine::Slot)> {
     let end = (!scan.end.is_empty()).then_some(&scan.end[..]);
     store.scan(shard, &scan.start, end, scan.items_max)
 }
@@ -538,10 +546,11 @@ fn answer_shape(write: &Write) -> AnswerShape {
     if !write.is_batch {
         return AnswerShape::Single;
     }
-    let gets = write.operations.iter().enumerate().filter_map(|(position, operation)| match operation.action {
-        Action::Get => Some((position, operation.key.clone())),
-        Action::Put(_) | Action::Delete => None,
-    });
+    let gets =
+        write.operations.iter().enumerate().filter_map(|(position, operation)| match operation.action {
+            Action::Get => Some((position, operation.key.clone())),
+            Action::Put(_) | Action::Delete => None,
+        });
     AnswerShape::Batch { operations: write.operations.len(), gets: gets.collect() }
 }
 

@@ -191,7 +191,11 @@ fn batch_operation(wire: v1::Operation) -> Result<KeyOperation, Failure> {
     let operation = match wire.operation {
         Some(Kind::Put(put)) => {
             check_value(&put.value)?;
-            KeyOperation { key: put.key, action: Action::Put(put.value), condition: condition(put.condition)? }
+            KeyOperation {
+                key: put.key,
+                action: Action::Put(put.value),
+                condition: condition(put.condition)?,
+            }
         }
         Some(Kind::Delete(delete)) => {
             KeyOperation { key: delete.key, action: Action::Delete, condition: condition(delete.condition)? }
@@ -242,7 +246,10 @@ fn condition(wire: Option<v1::Condition>) -> Result<Option<Condition>, Failure> 
 
 fn check_key(key: &[u8]) -> Result<(), Failure> {
     if key.is_empty() || key.len() > KEY_BYTES_MAX {
-        return Err(Failure::invalid(format!("a key has 1 to {KEY_BYTES_MAX} bytes, this one {}", key.len())));
+        return Err(Failure::invalid(format!(
+            "a key has 1 to {KEY_BYTES_MAX} bytes, this one {}",
+            key.len()
+        )));
     }
     Ok(())
 }

@@ -127,7 +127,8 @@ impl<R: Runtime> Core<R> {
         let mut failure = Failure::unavailable("no node with a replica of the shard can be reached");
         for _ in 0..HOPS_MAX {
             let Some(node) = wanted.take().or_else(|| others.next()) else { break };
-            match self.peers.forward(node, request.shard, request.kind, &request.body, limit(&request)).await {
+            match self.peers.forward(node, request.shard, request.kind, &request.body, limit(&request)).await
+            {
                 Ok(frame) => match refusal_hint(&frame) {
                     Some(hint) => {
                         failure = Failure::unavailable(format!("node {node} does not lead the shard"));

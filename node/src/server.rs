@@ -176,10 +176,7 @@ impl<R: Runtime> Core<R> {
             core: u32::from(self.runtime.core().0),
             cores: u32::from(self.mesh.cores()),
             log_time_ms: self.runtime.wall_clock().0,
-            shard_cores: cluster
-                .filter(|_| is_node)
-                .map(|cluster| cluster.shard_cores())
-                .unwrap_or_default(),
+            shard_cores: cluster.filter(|_| is_node).map(|cluster| cluster.shard_cores()).unwrap_or_default(),
             frame_bytes_max: u32::try_from(BODY_BYTES_MAX).unwrap_or(u32::MAX),
         }
     }
@@ -291,7 +288,9 @@ impl<R: Runtime> Core<R> {
             FrameKind::SnapshotChunk if self.member_number(session).is_some() => {
                 self.decode_and(frame, responder, Self::on_snapshot_chunk);
             }
-            other => responder.fail(&Failure::invalid(format!("{other} is no request that this node answers you"))),
+            other => {
+                responder.fail(&Failure::invalid(format!("{other} is no request that this node answers you")))
+            }
         }
     }
 

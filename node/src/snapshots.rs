@@ -94,9 +94,18 @@ impl<R: Runtime> Core<R> {
             configuration: meta.configuration.clone(),
             machine: meta.machine.clone(),
         };
-        tracing::info!(shard, node, index = meta.applied.0, items = source.items_total(), "sending a snapshot");
-        let reply =
-            self.peers.request(node, shard, &begin, CHUNK_TIMEOUT).await.map_err(|error| error.to_string())?;
+        tracing::info!(
+            shard,
+            node,
+            index = meta.applied.0,
+            items = source.items_total(),
+            "sending a snapshot"
+        );
+        let reply = self
+            .peers
+            .request(node, shard, &begin, CHUNK_TIMEOUT)
+            .await
+            .map_err(|error| error.to_string())?;
         if reply.installed {
             return Ok(Index(meta.applied.0));
         }
@@ -164,8 +173,9 @@ impl<R: Runtime> Core<R> {
             Some(Err(reply)) => return Ok(reply),
             None => return Err(Failure::unavailable("the replica does not take this snapshot")),
         };
-        let installer =
-            store.snapshot_installer(krita_engine::ShardId(begin.shard), krita_engine::ReplicaId(begin.to)).await;
+        let installer = store
+            .snapshot_installer(krita_engine::ShardId(begin.shard), krita_engine::ReplicaId(begin.to))
+            .await;
         let installer = match installer {
             Ok(installer) => installer,
             Err(error) => {

@@ -104,7 +104,8 @@ impl<R: Runtime> Core<R> {
         let cluster: Arc<Cluster> = cluster.ok_or_else(|| self.not_serving())?;
         let mut leaders: BTreeMap<u32, u32> = BTreeMap::new();
         for core in 0..self.mesh.cores() {
-            let part: Option<v1::ClusterStatusReply> = self.ask_core(CoreId(core), NodeRequest::CoreLeaders).await;
+            let part: Option<v1::ClusterStatusReply> =
+                self.ask_core(CoreId(core), NodeRequest::CoreLeaders).await;
             let places = part.map(|part| part.shards).unwrap_or_default();
             leaders.extend(places.into_iter().map(|place| (place.shard, place.leader_node)));
         }
@@ -147,7 +148,8 @@ impl<R: Runtime> Core<R> {
     async fn node_status(self: &Rc<Self>, shards: bool) -> v1::NodeStatusReply {
         let mut whole = self.core_status(shards);
         for core in (0..self.mesh.cores()).map(CoreId).filter(|core| *core != self.runtime.core()) {
-            let part: Option<v1::NodeStatusReply> = self.ask_core(core, NodeRequest::CoreStatus { shards }).await;
+            let part: Option<v1::NodeStatusReply> =
+                self.ask_core(core, NodeRequest::CoreStatus { shards }).await;
             let Some(part) = part else {
                 whole.problems.push(format!("{core} does not answer"));
                 continue;
@@ -175,7 +177,11 @@ impl<R: Runtime> Core<R> {
             return "serving".to_owned();
         }
         let reached = 1 + whole.peers.iter().filter(|peer| peer.connected).count();
-        format!("waiting for quorum {reached}/{}", whole.peers.len() + 1)
+        let members = whole.peers.len() + 1;
+        match reached * 2 > members {
+            true => format!("electing leaders, {}/{} done", whole.shards_with_leader, whole.shards_total),
+            false => format!("waiting for quorum {reached}/{members}"),
+        }
     }
 
     /// This core's part of the node's state.
@@ -249,7 +255,11 @@ impl<R: Runtime> Core<R> {
     }
 
     /// Asks a core of this node, this one included. `None` if it does not answer in time.
-    async fn ask_core<M: Message + Default>(self: &Rc<Self>, core: CoreId, request: NodeRequest) -> Option<M> {
+    async fn ask_core<M: Message + Default>(
+        self: &Rc<Self>,
+        core: CoreId,
+        request: NodeRequest,
+    ) -> Option<M> {
         let (sender, receiver) = oneshot::channel();
         let sink = Rc::new(LocalSink(std::cell::RefCell::new(Some(sender))));
         let responder = Responder::new(sink, 0, false);

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use krita_proto::v1;
 use krita_proto::v1::raft_message::Body as Wire;
-use krita_raft::{AppendAnswer, Body, Configuration, Entry, EntryKind, Index, Message, ReplicaId, Round, Term};
+use krita_raft::{
+    AppendAnswer, Body, Configuration, Entry, EntryKind, Index, Message, ReplicaId, Round, Term,
+};
 
 /// An entry's payload: an encoded command, shared and never copied.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -51,13 +53,7 @@ pub(crate) fn encode(shard: u32, message: Message<Payload>) -> v1::RaftMessage {
         Body::QuiesceReply { agreed } => Wire::QuiesceReply(v1::RaftQuiesceReply { agreed }),
         Body::Wake => Wire::Wake(v1::RaftWake {}),
     };
-    v1::RaftMessage {
-        shard,
-        from: message.from.0,
-        to: message.to.0,
-        term: message.term.0,
-        body: Some(body),
-    }
+    v1::RaftMessage { shard, from: message.from.0, to: message.to.0, term: message.term.0, body: Some(body) }
 }
 
 /// The message behind its wire form; `None` if it is of a kind or shape that this version does not know (a
@@ -110,11 +106,7 @@ pub(crate) fn kind_of(number: u32) -> Option<EntryKind> {
 }
 
 fn encode_entry(entry: Entry<Payload>) -> v1::RaftEntry {
-    v1::RaftEntry {
-        term: entry.term.0,
-        kind: u32::from(kind_number(entry.kind)),
-        payload: entry.payload.0,
-    }
+    v1::RaftEntry { term: entry.term.0, kind: u32::from(kind_number(entry.kind)), payload: entry.payload.0 }
 }
 
 fn decode_append(append: v1::RaftAppend) -> Option<Body<Payload>> {
@@ -140,12 +132,9 @@ fn decode_append(append: v1::RaftAppend) -> Option<Body<Payload>> {
 
 fn encode_answer(round: Round, answer: AppendAnswer) -> v1::RaftAppendReply {
     match answer {
-        AppendAnswer::Accepted { matched } => v1::RaftAppendReply {
-            accepted: true,
-            matched: matched.0,
-            round: round.0,
-            ..Default::default()
-        },
+        AppendAnswer::Accepted { matched } => {
+            v1::RaftAppendReply { accepted: true, matched: matched.0, round: round.0, ..Default::default() }
+        }
         AppendAnswer::Rejected { rejected_index, hint_index, hint_term } => v1::RaftAppendReply {
             accepted: false,
             rejected_index: rejected_index.0,

@@ -52,7 +52,9 @@ impl<R: Runtime> Core<R> {
             return;
         }
         // An earlier attempt may have been applied: its own change must not fail its condition now.
-        if let Some(outcome) = self.with_replica(shard, |replica| replica.remembered(request_id(&write))).flatten() {
+        if let Some(outcome) =
+            self.with_replica(shard, |replica| replica.remembered(request_id(&write))).flatten()
+        {
             self.with_replica(shard, |replica| replica.answer_remembered(&write, responder, &outcome));
             return;
         }
