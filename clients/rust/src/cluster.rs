@@ -190,10 +190,11 @@ impl Cluster {
                     self.note_failure(&target, &attempt);
                     let retry = self.after_failure(&mut call, attempt).await?;
                     avoid = retry.avoid.then_some(target.node_number);
-                    if retry.new_session
+                    if let Some(log_time_ms) = retry.new_session_at_ms
                         && let Some(refused) = ticket.take()
                     {
-                        self.state().sessions.refused(&refused.ticket);
+                        let now = self.now();
+                        self.state().sessions.refused(&refused.ticket, log_time_ms, now);
                         drop(refused);
                         ticket = Some(self.begin_write(shard, &call).await?);
                     }

@@ -58,8 +58,8 @@ pub enum Next {
 pub struct Retry {
     /// After a pause of this many milliseconds.
     pub pause_ms: u64,
-    /// Under an id of a new session: it is known that the old one applied nothing.
-    pub new_session: bool,
+    /// Under an id of a new session, by this log time of the shard: it is known that the old one applied nothing.
+    pub new_session_at_ms: Option<u64>,
     /// Ask for the cluster's map first: the leader that was tried is gone or unknown.
     pub refresh: bool,
     /// Not to the node that was tried, if there is another.
@@ -237,7 +237,13 @@ impl Call {
             return Next::Fail(self.give_up(now));
         }
         self.sessions_opened += 1;
-        let retry = Retry { pause_ms: 0, new_session: true, refresh: false, avoid: false, is_charged: false };
+        let retry = Retry {
+            pause_ms: 0,
+            new_session_at_ms: Some(error.message.log_time_ms),
+            refresh: false,
+            avoid: false,
+            is_charged: false,
+        };
         self.retry(retry, now)
     }
 
@@ -245,8 +251,13 @@ impl Call {
         let is_told = error.message.hint.is_some_and(|hint| hint.node_number != 0);
         if is_told && self.redirects < REDIRECTS_AT_ONCE {
             self.redirects += 1;
-            let retry =
-                Retry { pause_ms: 0, new_session: false, refresh: false, avoid: false, is_charged: false };
+            let retry = Retry {
+                pause_ms: 0,
+                new_session_at_ms: None,
+                refresh: false,
+                avoid: false,
+                is_charged: false,
+            };
             return self.retry(retry, now);
         }
         self.redirects = 0;
@@ -257,15 +268,20 @@ impl Call {
     fn pause(&mut self, error: &ServerError, elsewhere: bool, now: Moment, random: u64) -> Next {
         let advised = u64::from(error.message.retry_after_ms);
         let pause_ms = self.next_pause_ms(random).max(advised);
-        let retry =
-            Retry { pause_ms, new_session: false, refresh: elsewhere, avoid: elsewhere, is_charged: true };
+        let retry = Retry {
+            pause_ms,
+            new_session_at_ms: None,
+            refresh: elsewhere,
+            avoid: elsewhere,
+            is_charged: true,
+        };
         self.retry(retry, now)
     }
 
     /// The node does not answer: another one, soon.
     fn elsewhere(&mut self, now: Moment, random: u64) -> Next {
         let pause_ms = self.next_pause_ms(random);
-        let retry = Retry { pause_ms, new_session: false, refresh: true, avoid: true, is_charged: true };
+        let retry = Retry { pause_ms, new_session_at_ms: None, refresh: true, avoid: true, is_charged: true };
         self.retry(retry, now)
     }
 
@@ -443,7 +459,7 @@ mod tests {
                         return Ok(());
                     }
                     Next::Retry(retry) => {
-                        prop_assert!(!(retry.new_session && ambiguous), "a new id for what may be applied");
+                        prop_assert!(!(retry.new_session_at_ms.is_some() && ambiguous), "a new id for what may be applied");
                         now = now.after(retry.pause_ms);
                         prop_assert!(now < call.deadline(), "a pause past the deadline");
                     }

@@ -74,6 +74,8 @@ impl Session {
 #[derive(Debug, Default)]
 pub struct Sessions {
     clock: LogClock,
+    /// Of shards that have refused a session: their own log time, which may be far from the latest one heard.
+    shard_clocks: BTreeMap<u32, LogClock>,
     by_shard: BTreeMap<u32, Session>,
 }
 
@@ -86,7 +88,8 @@ impl Sessions {
     /// A place for one more write to `shard`; `None` = the window is full, wait until one of them has ended.
     /// `random` becomes the id if a session must be opened: 64 unpredictable bits.
     pub fn begin(&mut self, shard: u32, now: Moment, random: u64) -> Option<Ticket> {
-        let log_time_ms = self.clock.estimate(now);
+        let clock = self.shard_clocks.get(&shard).unwrap_or(&self.clock);
+        let log_time_ms = clock.estimate(now);
         let is_usable = self.by_shard.get(&shard).is_some_and(|session| {
             session.is_registered || log_time_ms + REGISTRATION_MARGIN_MS < session.register_until_ms
         });
@@ -135,8 +138,10 @@ impl Sessions {
         }
     }
 
-    /// The shard refused the session: what begins from here on uses another.
-    pub fn refused(&mut self, ticket: &Ticket) {
+    /// The shard refused the session and told its log time: what begins from here on uses another session, which
+    /// is registered by that time, whether it is before or after the latest one heard.
+    pub fn refused(&mut self, ticket: &Ticket, log_time_ms: u64, now: Moment) {
+        self.shard_clocks.insert(ticket.shard, LogClock { heard_ms: log_time_ms, at: now });
         if self.current(ticket).is_some() {
             self.by_shard.remove(&ticket.shard);
         }
@@ -194,7 +199,6 @@ mod tests {
         assert_eq!(sessions.request_id(&new).session, 78);
         assert_eq!(sessions.request_id(&old), before);
         sessions.succeeded(&old);
-        sessions.refused(&old);
         sessions.end(&old);
         let id = sessions.request_id(&new);
         assert_eq!((id.session, id.sequence, id.register_until_ms), (78, 1, 1_020_000));
@@ -222,11 +226,22 @@ mod tests {
         let mut sessions = sessions();
         let first = sessions.begin(1, Moment(0), 77).unwrap();
         let second = sessions.begin(1, Moment(0), 78).unwrap();
-        sessions.refused(&first);
+        sessions.refused(&first, 2_000_000, Moment(0));
         let again = sessions.begin(1, Moment(0), 80).unwrap();
-        sessions.refused(&second);
+        sessions.refused(&second, 2_000_000, Moment(0));
         assert_eq!(sessions.request_id(&again).session, 80, "a late refusal of the old one changes nothing");
         assert_eq!(sessions.begin(1, Moment(0), 81).unwrap().session, 80);
+    }
+
+    #[test]
+    fn a_shard_whose_clock_is_behind_is_asked_by_its_own_clock() {
+        let mut sessions = sessions();
+        let first = sessions.begin(1, Moment(0), 77).unwrap();
+        sessions.refused(&first, 900_000, Moment(5));
+        let second = sessions.begin(1, Moment(6), 78).unwrap();
+        assert_eq!(sessions.request_id(&second).register_until_ms, 900_001 + REGISTRATION_MS);
+        let elsewhere = sessions.begin(2, Moment(6), 79).unwrap();
+        assert_eq!(sessions.request_id(&elsewhere).register_until_ms, 1_000_006 + REGISTRATION_MS);
     }
 
     #[test]
