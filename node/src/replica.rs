@@ -416,6 +416,7 @@ impl<R: Runtime> Replica<R> {
                 Failure::invalid("too many requests of this session are unacknowledged; nothing was applied")
             }
         };
+        // With UNKNOWN_OUTCOME the log time tells the client that this attempt was not applied.
         Failure { log_time_ms: self.machine.log_time_ms(), ..failure }
     }
 
