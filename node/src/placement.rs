@@ -299,14 +299,15 @@ mod tests {
             ids.sort_unstable();
             ids.dedup();
             prop_assert_eq!(ids.len(), shards as usize * replicas);
-            let average = (shards as usize * replicas) as f64 / f64::from(nodes);
-            let leader_average = f64::from(shards) / f64::from(nodes);
+            // Whole numbers throughout: a load of exactly nine tenths is allowed. All are multiplied by `nodes`.
+            let nodes_count = nodes as usize;
+            let (total, total_led) = (shards as usize * replicas, shards as usize);
             for node in 1..=nodes {
-                let load = count(&placements, node, holds) as f64;
-                prop_assert!((load - average).abs() <= (average * 0.1).max(1.0), "load {} of {}", load, average);
+                let off = (count(&placements, node, holds) * nodes_count).abs_diff(total);
+                prop_assert!(off <= nodes_count.max(total / 10), "node {} of {} is off by {}", node, nodes, off);
                 if replicas > 1 {
-                    let led = count(&placements, node, leads) as f64;
-                    prop_assert!((led - leader_average).abs() <= 1.0 + leader_average * 0.1, "leads {}", led);
+                    let off = (count(&placements, node, leads) * nodes_count).abs_diff(total_led);
+                    prop_assert!(off <= nodes_count + total_led / 10, "node {} leads off by {}", node, off);
                 }
             }
             let mut shuffled = members;
