@@ -9,6 +9,7 @@ use krita_runtime::{Instant, Runtime};
 
 use crate::core::{Core, Serving};
 use crate::open::checkpoint_meta;
+use crate::peers::PeerCore;
 use crate::replica::{Replica, raft_time};
 
 /// How often deadlines of waiting requests are looked at.
@@ -45,7 +46,7 @@ impl<R: Runtime> Core<R> {
     }
 
     fn tick_replicas(self: &Rc<Self>, now: Instant, is_expire_due: bool) {
-        let died = self.peers.tick(now);
+        let news = self.peers.tick(now);
         let mut guard = self.serving.borrow_mut();
         let Some(serving) = guard.as_mut() else { return };
         for replica in serving.replicas.values_mut() {
@@ -57,8 +58,13 @@ impl<R: Runtime> Core<R> {
                 replica.expire(now);
             }
         }
-        for dead in &died {
-            self.on_core_death(serving, now, dead.node_number, dead.core);
+        for lost in &news.lost {
+            self.each_on_core(serving, *lost, |replica, id| {
+                replica.raft.peer_unreachable(raft_time(now), id)
+            });
+        }
+        for silent in &news.silent {
+            self.on_core_death(serving, now, *silent);
         }
         drop(guard);
         if is_expire_due {
@@ -68,15 +74,26 @@ impl<R: Runtime> Core<R> {
 
     /// A core of another node fell silent or started anew: groups that are idle and have their leader there must
     /// not wait for traffic to notice.
-    pub(crate) fn on_core_death(&self, serving: &mut Serving<R>, now: Instant, node: u32, core: u16) {
+    pub(crate) fn on_core_death(&self, serving: &mut Serving<R>, now: Instant, dead: PeerCore) {
+        self.each_on_core(serving, dead, |replica, id| replica.raft.peer_core_died(raft_time(now), id));
+    }
+
+    /// Tells every replica of this core something about its group's member on a core of another node. Where it is
+    /// not known which core of that node owns the shard, any may be meant.
+    fn each_on_core(
+        &self,
+        serving: &mut Serving<R>,
+        peer: PeerCore,
+        mut tell: impl FnMut(&mut Replica<R>, ReplicaId),
+    ) {
         for replica in serving.replicas.values_mut() {
-            if self.peers.core_of_shard(node, replica.shard).is_some_and(|owner| owner != core) {
+            let owner = self.peers.core_of_shard(peer.node_number, replica.shard);
+            if owner.is_some_and(|owner| owner != peer.core) {
                 continue;
             }
-            let ids: Vec<ReplicaId> =
-                replica.nodes.iter().filter(|(_, number)| **number == node).map(|(id, _)| *id).collect();
-            for id in ids {
-                replica.raft.peer_core_died(raft_time(now), id);
+            let on_node = replica.nodes.iter().find(|(_, number)| **number == peer.node_number);
+            if let Some(id) = on_node.map(|(id, _)| *id) {
+                tell(replica, id);
                 self.touch(replica);
             }
         }

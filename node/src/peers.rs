@@ -41,6 +41,14 @@ pub(crate) struct PeerCore {
     pub(crate) core: u16,
 }
 
+/// What became of cores of other nodes.
+pub(crate) struct PeerNews {
+    /// The connection to them broke: what was on its way may be lost.
+    pub(crate) lost: Vec<PeerCore>,
+    /// Nothing has been heard of them for an election time-out.
+    pub(crate) silent: Vec<PeerCore>,
+}
+
 /// The other nodes.
 pub(crate) struct Peers<R: Runtime> {
     runtime: R,
@@ -163,14 +171,15 @@ impl<R: Runtime> Peers<R> {
         before.is_some_and(|before| before.boot_id != boot_id)
     }
 
-    /// Keeps links to live cores warm, and returns the cores that have fallen silent since the last call.
-    pub(crate) fn tick(&self, now: Instant) -> Vec<PeerCore> {
+    /// Keeps links to live cores warm, and returns what became of others since the last call.
+    pub(crate) fn tick(&self, now: Instant) -> PeerNews {
         let mut state = self.state.borrow_mut();
-        let mut died = std::mem::take(&mut state.lost);
+        let lost = std::mem::take(&mut state.lost);
+        let mut silent = Vec::new();
         for (peer, heard) in &mut state.heard {
             if !heard.is_silent && heard.at + self.silence_max <= now {
                 heard.is_silent = true;
-                died.push(*peer);
+                silent.push(*peer);
             }
         }
         let quiet: Vec<PeerCore> = state
@@ -186,7 +195,7 @@ impl<R: Runtime> Peers<R> {
         for peer in quiet {
             self.send_burst(peer, Vec::new());
         }
-        died
+        PeerNews { lost, silent }
     }
 
     /// Whether any core of the node can be reached.

@@ -57,7 +57,7 @@ impl<R: Runtime> Core<R> {
         let now = self.runtime.now();
         let mut guard = self.serving.borrow_mut();
         if let Some(serving) = guard.as_mut() {
-            self.on_core_death(serving, now, peer.node_number, peer.core);
+            self.on_core_death(serving, now, peer);
         }
     }
 }
