@@ -1,0 +1,559 @@
+//! Disks as crashes and rot leave them, built by hand: what must be cut in silence, what must be refused, and
+//! that a refusal changes nothing.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::*;
+use krita_engine::{
+    CheckpointMeta, Corruption, HardState, Index, LogError, LogId, OpenError, Options, ReadError, ReplicaId,
+    ShardId, SnapshotItem, Term, open, value_checksum,
+};
+
+const BLOCK: usize = 4096;
+const SEGMENT: &str = "/data/log0/segment-1";
+
+/// No seal unless a test asks for one.
+fn unsealed() -> Options {
+    Options { seal_after: Duration::from_secs(10_000), ..options() }
+}
+
+fn open_with(world: &World, options: Options) -> Opened {
+    world.simulation.block_on(world.host, |runtime| open(runtime, options))
+}
+
+fn create(world: &World, options: Options) -> SimStore {
+    let (store, _) = open_with(world, options).unwrap();
+    let created = store.clone();
+    world.run(async move { created.create_shard(SHARD, REPLICA, CheckpointMeta::default()).await }).unwrap();
+    store
+}
+
+/// Where the batches of a segment start, by walking their headers.
+fn batches(segment: &[u8]) -> Vec<usize> {
+    let mut offsets = Vec::new();
+    let mut offset = BLOCK;
+    while segment.get(offset + 16..offset + 20) == Some(b"KBAT") {
+        offsets.push(offset);
+        let length = u32::from_le_bytes(segment[offset + 36..offset + 40].try_into().unwrap());
+        offset += (length as usize).next_multiple_of(BLOCK);
+    }
+    offsets
+}
+
+fn all_files(world: &World) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = world.simulation.disk(world.host).files();
+    files.into_iter().map(|path| (path.clone(), world.read(path))).collect()
+}
+
+/// Opening is refused as corruption and leaves the disk as it is.
+fn refused(world: &World, why: &str) -> Corruption {
+    let before = all_files(world);
+    let corruption = match world.try_open() {
+        Err(OpenError::Corruption(corruption)) => corruption,
+        Err(error) => panic!("{why}: {error}"),
+        Ok(_) => panic!("{why}: it was opened"),
+    };
+    assert!(before == all_files(world), "{why}: a refusal changes nothing");
+    corruption
+}
+
+/// Five entries of one key, each a batch of its own, nothing behind the last. The batches' offsets.
+fn five_entries(world: &World) -> Vec<usize> {
+    let store = create(world, unsealed());
+    world.run(async move {
+        for index in 1..=5 {
+            let value = vec![index as u8; 5_000];
+            write_entries(&store, SHARD, vec![entry(index, 1, &[put("k", value)])]).await;
+        }
+    });
+    world.simulation.crash(world.host);
+    batches(&world.read(SEGMENT))
+}
+
+#[test]
+fn a_torn_last_batch_is_cut_in_silence() {
+    // Every sector of the last batch in turn: zeros, as if it had never been written.
+    let sectors = (5_000usize + 128).div_ceil(512);
+    for sector in 0..sectors {
+        let world = World::new(sector as u64);
+        let offsets = five_entries(&world);
+        assert_eq!(offsets.len(), 5);
+        let at = offsets[4] + sector * 512;
+        world.simulation.disk(world.host).overwrite(SEGMENT, at as u64, &[0; 512]);
+        let (store, shards) = world.open();
+        assert_eq!(shards[0].last_index, Index(4), "sector {sector}");
+        // The same place is written anew, and what is behind it never comes back.
+        world.run(async move {
+            write_entries(&store, SHARD, vec![entry(5, 2, &[put("k", "new")])]).await;
+        });
+        world.simulation.crash(world.host);
+        let (store, shards) = world.open();
+        assert_eq!((shards[0].last_index, shards[0].terms.last()), (Index(5), Some(&(Index(5), Term(2)))));
+        let entries = world
+            .run(async move { store.read_entries(SHARD, Index(1), Index(5), usize::MAX).await })
+            .unwrap();
+        assert_eq!(entries.len(), 5);
+    }
+}
+
+#[test]
+fn a_batch_that_lost_everything_but_its_header_is_cut() {
+    let world = World::new(1);
+    let offsets = five_entries(&world);
+    world.simulation.disk(world.host).overwrite(SEGMENT, offsets[4] as u64 + 512, &[0; 4608]);
+    let (_, shards) = world.open();
+    assert_eq!(shards[0].last_index, Index(4));
+}
+
+#[test]
+fn damage_with_a_valid_batch_behind_it_is_corruption() {
+    for victim in 0..4 {
+        for byte in [0, 9, 17, 41, 50, 63, 64, 100, 200, 4_000, 5_100] {
+            let world = World::new(victim as u64);
+            let offsets = five_entries(&world);
+            let at = offsets[victim] as u64 + byte;
+            world.simulation.disk(world.host).flip_bit(SEGMENT, at, 3);
+            let corruption = refused(&world, &format!("batch {victim}, byte {byte}"));
+            assert_eq!(corruption.file, PathBuf::from(SEGMENT));
+            assert_eq!(corruption.offset, offsets[victim] as u64);
+            let sequence = victim as u64 + 1;
+            assert_eq!(corruption.sequences, Some((sequence, sequence)));
+        }
+    }
+}
+
+#[test]
+fn damage_of_everything_but_the_last_batch_is_still_found() {
+    let world = World::new(1);
+    let offsets = five_entries(&world);
+    let zeros = vec![0; offsets[4] - offsets[0]];
+    world.simulation.disk(world.host).overwrite(SEGMENT, offsets[0] as u64, &zeros);
+    let corruption = refused(&world, "four batches gone");
+    assert_eq!(corruption.sequences, Some((1, 4)));
+}
+
+#[test]
+fn a_sealed_batch_is_known_to_have_been_durable() {
+    let world = World::new(3);
+    let store = create(&world, options());
+    let writer = store.clone();
+    world.run(async move { write_entries(&writer, SHARD, vec![entry(1, 1, &[put("k", "v")])]).await });
+    world.simulation.run_for(Duration::from_millis(50));
+    assert!(store.statistics().seals >= 1);
+    world.simulation.crash(world.host);
+    let offsets = batches(&world.read(SEGMENT));
+    let damaged = offsets[offsets.len() - 2];
+    world.simulation.disk(world.host).flip_bit(SEGMENT, damaged as u64 + 80, 1);
+    refused(&world, "the last batch before the seal");
+    // The seal itself holds nothing: without it nothing is lost.
+    world.simulation.disk(world.host).flip_bit(SEGMENT, damaged as u64 + 80, 1);
+    world.simulation.disk(world.host).flip_bit(SEGMENT, offsets[offsets.len() - 1] as u64 + 3, 1);
+    assert_eq!(world.open().1[0].last_index, Index(1));
+}
+
+/// One batch of each kind of record, and where each lies.
+fn every_kind(world: &World) -> Vec<(&'static str, usize)> {
+    let store = create(world, unsealed());
+    world.run(async move {
+        write_entries(&store, SHARD, (1..=3).map(|index| entry(index, 1, &[put("k", "v")])).collect()).await;
+        let state = HardState { term: Term(1), vote: Some(4), commit: Index(1) };
+        write_hard_state(&store, SHARD, state).await;
+        let mut batch = store.batch();
+        batch.truncate_after(SHARD, Index(2));
+        store.write(batch).await.unwrap();
+        let mut installer = store.snapshot_installer(ShardId(2), ReplicaId(5)).await.unwrap();
+        let (key, value) = (Bytes::from_static(b"key"), Bytes::from_static(b"value"));
+        let checksum = value_checksum(&key, &value);
+        let item = SnapshotItem { key, version: Index(9), checksum, value };
+        installer.add(vec![item]).await.unwrap();
+        write_entries(&store, SHARD, vec![entry(3, 1, &[put("k", vec![1; 40_000])])]).await;
+        write_entries(&store, SHARD, vec![entry(4, 1, &[])]).await;
+    });
+    world.simulation.crash(world.host);
+    let offsets = batches(&world.read(SEGMENT));
+    let names = ["entries", "hard state", "truncation", "relocated", "piece 1", "piece 2", "piece 3", "last"];
+    assert_eq!(offsets.len(), names.len());
+    names.into_iter().zip(offsets).collect()
+}
+
+#[test]
+fn a_flipped_bit_in_any_record_is_corruption() {
+    let count = every_kind(&World::new(1)).len();
+    for victim in 0..count - 1 {
+        for byte in [64, 72, 75, 80, 88, 96, 104, 112, 120, 127] {
+            let world = World::new(1);
+            let (name, offset) = every_kind(&world)[victim];
+            world.simulation.disk(world.host).flip_bit(SEGMENT, offset as u64 + byte, 0);
+            refused(&world, &format!("{name}, byte {byte}"));
+        }
+    }
+    let world = World::new(1);
+    every_kind(&world);
+    let (_, shards) = world.open();
+    assert_eq!((shards.len(), shards[0].last_index), (1, Index(4)), "unharmed, it opens");
+    assert_eq!(shards[0].hard_state.vote, Some(4));
+}
+
+#[test]
+fn swapped_and_misdirected_batches_are_found() {
+    let world = World::new(1);
+    let offsets = five_entries(&world);
+    let segment = world.read(SEGMENT);
+    let disk = world.simulation.disk(world.host);
+    let length = offsets[2] - offsets[1];
+    disk.overwrite(SEGMENT, offsets[1] as u64, &segment[offsets[2]..offsets[2] + length]);
+    disk.overwrite(SEGMENT, offsets[2] as u64, &segment[offsets[1]..offsets[1] + length]);
+    refused(&world, "two batches swapped");
+
+    for blocks in [1, 3, -1] {
+        let world = World::new(2);
+        let store = create(&world, unsealed());
+        let writer = store.clone();
+        world.run(async move {
+            write_entries(&writer, SHARD, vec![entry(1, 1, &[put("a", "1")])]).await;
+            write_entries(&writer, SHARD, vec![entry(2, 1, &[put("b", "2")])]).await;
+        });
+        // The spare segment is made by now: the next write is the log's.
+        world.simulation.run_for(Duration::from_millis(200));
+        world.simulation.disk(world.host).misdirect_next_write(blocks);
+        world.run(async move {
+            write_entries(&store, SHARD, vec![entry(3, 1, &[put("c", "3")])]).await;
+            write_entries(&store, SHARD, vec![entry(4, 1, &[put("d", "4")])]).await;
+        });
+        world.simulation.crash(world.host);
+        refused(&world, &format!("a batch {blocks} blocks away"));
+    }
+
+    let world = World::new(3);
+    let store = create(&world, unsealed());
+    world.simulation.run_for(Duration::from_millis(200));
+    world.simulation.disk(world.host).lose_next_write();
+    world.run(async move {
+        write_entries(&store, SHARD, vec![entry(1, 1, &[put("c", "3")])]).await;
+        write_entries(&store, SHARD, vec![entry(2, 1, &[put("d", "4")])]).await;
+    });
+    world.simulation.crash(world.host);
+    refused(&world, "a lost batch");
+}
+
+#[test]
+fn a_damaged_value_is_never_returned() {
+    let world = World::new(1);
+    let store = World::with_shard(&world);
+    let writer = store.clone();
+    world.run(async move {
+        for index in 1..=3 {
+            write_and_apply(&writer, index, &[put(&format!("k{index}"), vec![index as u8; 6_000])]).await;
+        }
+        checkpoint(&writer).await;
+    });
+    let segment = world.read(SEGMENT);
+    let at = segment.windows(100).position(|window| window == [2; 100]).unwrap();
+    world.simulation.disk(world.host).flip_bit(SEGMENT, at as u64 + 50, 7);
+    world.run(async move {
+        let read = |key: &'static str| {
+            let store = store.clone();
+            async move {
+                let slot = store.get(SHARD, key.as_bytes()).unwrap();
+                store.value(SHARD, key.as_bytes(), &slot).await
+            }
+        };
+        assert!(read("k1").await.is_ok());
+        assert!(matches!(read("k2").await, Err(ReadError::Corruption(_))));
+        assert!(read("k3").await.is_ok());
+        let entries = store.read_entries(SHARD, Index(2), Index(2), 1).await;
+        assert!(matches!(entries, Err(ReadError::Corruption(_))));
+        let mut source = store.snapshot_source(SHARD).await.unwrap();
+        assert!(matches!(source.next(1 << 20).await, Err(ReadError::Corruption(_))));
+        // Another key's value is not this key's, though its bytes are whole.
+        let slot = store.get(SHARD, b"k3").unwrap();
+        assert!(matches!(store.value(SHARD, b"k1", &slot).await, Err(ReadError::Corruption(_))));
+    });
+}
+
+/// A shard with a checkpoint in a file of several blocks.
+fn checkpointed(world: &World) -> PathBuf {
+    let store = World::with_shard(world);
+    world.run(async move {
+        let mut index = 0;
+        for _ in 0..60 {
+            let operations: Vec<Operation> =
+                (0..50).map(|number| put(&format!("key-{index:05}-{number:030}"), "v")).collect();
+            index += 1;
+            write_and_apply(&store, index, &operations).await;
+        }
+        checkpoint(&store).await;
+    });
+    world.simulation.crash(world.host);
+    world.files("checkpoint-").remove(0)
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let blocks = {
+        let world = World::new(1);
+        let path = checkpointed(&world);
+        world.read(path).len() / BLOCK
+    };
+    assert!(blocks > 20);
+    for block in (0..blocks).step_by(7).chain([blocks - 2, blocks - 1]) {
+        let world = World::new(1);
+        let path = checkpointed(&world);
+        world.simulation.disk(world.host).flip_bit(&path, (block * BLOCK) as u64 + 40, 2);
+        refused(&world, &format!("checkpoint block {block}"));
+    }
+    // Cut short, gone, or another checkpoint's bytes under this name.
+    let world = World::new(1);
+    let path = checkpointed(&world);
+    world.simulation.disk(world.host).truncate(&path, (blocks as u64 - 1) * BLOCK as u64);
+    refused(&world, "a checkpoint without its end");
+    world.simulation.disk(world.host).remove(&path);
+    refused(&world, "a missing checkpoint");
+}
+
+#[test]
+fn a_damaged_manifest_is_refused_or_falls_back_to_what_was_published() {
+    let path = "/data/log0/manifest-1";
+    let world = World::new(1);
+    checkpointed(&world);
+    // Frame 0: empty; frame 1: the shard; later ones: advances and the checkpoint.
+    let frames = (0..16).filter(|frame| world.read(path)[frame * BLOCK + 8..][..4] == *b"KMAN").count();
+    assert!(frames >= 3);
+    for frame in 0..frames - 1 {
+        let world = World::new(1);
+        checkpointed(&world);
+        world.simulation.disk(world.host).flip_bit(path, (frame * BLOCK) as u64 + 20, 1);
+        refused(&world, &format!("manifest frame {frame}"));
+    }
+    // The last frame may have been torn. The segments and the file that the one before needs are gone or
+    // there: either way nothing is lost in silence.
+    world.simulation.disk(world.host).flip_bit(path, ((frames - 1) * BLOCK) as u64 + 20, 1);
+    match world.try_open() {
+        Ok((_, shards)) => assert_eq!(shards[0].last_index, Index(60)),
+        Err(OpenError::Corruption(_)) => {}
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_missing_or_damaged_segment_is_refused() {
+    for damage in 0..3 {
+        let world = World::new(1);
+        let path = checkpointed(&world);
+        drop(path);
+        let disk = world.simulation.disk(world.host);
+        match damage {
+            0 => disk.remove(SEGMENT),
+            1 => disk.flip_bit(SEGMENT, 25, 1),
+            _ => disk.truncate(SEGMENT, 64 << 10),
+        }
+        refused(&world, &format!("segment damage {damage}"));
+    }
+    // The header of the segment being written: its batches show that it is one.
+    let world = World::new(1);
+    five_entries(&world);
+    world.simulation.disk(world.host).flip_bit(SEGMENT, 0, 0);
+    refused(&world, "the newest segment's header");
+}
+
+#[test]
+fn another_logs_directory_is_refused() {
+    let world = World::new(1);
+    five_entries(&world);
+    let other = Options { log: LogId(7), ..options() };
+    assert!(matches!(open_with(&world, other), Err(OpenError::Mismatch { .. })));
+}
+
+#[test]
+fn a_failed_write_poisons_the_log_for_ever() {
+    let world = World::new(1);
+    let store = create(&world, unsealed());
+    world.simulation.run_for(Duration::from_millis(200));
+    world.simulation.disk(world.host).fail_writes(1);
+    let writer = store.clone();
+    world.run(async move {
+        for index in 1..=3 {
+            let mut batch = writer.batch();
+            batch.entry(SHARD, entry(index.min(1), 1, &[put("k", "v")]));
+            assert!(matches!(writer.write(batch).await, Err(LogError::Poisoned(_))));
+        }
+        assert_eq!(writer.last_index(SHARD), Some(Index(0)));
+        let checkpointed = writer.checkpoint(SHARD, CheckpointMeta::default()).await;
+        assert!(matches!(checkpointed, Err(LogError::Poisoned(_))));
+    });
+    assert!(store.poisoned().is_some());
+    drop(store);
+    world.simulation.kill(world.host);
+    let (store, shards) = world.open();
+    assert!(shards[0].last_index <= Index(1));
+    assert_eq!(store.poisoned(), None);
+}
+
+#[test]
+fn a_full_disk_is_an_error_until_there_is_space() {
+    let world = World::new(1);
+    let store = World::with_shard(&world);
+    world.simulation.run_for(Duration::from_millis(100));
+    let disk = world.simulation.disk(world.host);
+    disk.set_capacity(Some(disk.used_bytes()));
+    let writer = store.clone();
+    let full = world.run(async move {
+        for index in 1..100 {
+            let mut batch = writer.batch();
+            batch.entry(SHARD, entry(index, 1, &[put(&format!("k{index}"), vec![1; 12_000])]));
+            match writer.write(batch).await {
+                Ok(()) => {
+                    let record = entry(index, 1, &[put(&format!("k{index}"), vec![1; 12_000])]);
+                    let changes = changes(record.index, &record.payload, &mut State::new(), false);
+                    writer.apply(SHARD, record.index, changes);
+                }
+                Err(LogError::DiskFull(_)) => return index,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("the disk was never full")
+    });
+    assert_eq!(store.poisoned(), None);
+    disk.set_capacity(None);
+    let writer = store.clone();
+    world.run(async move {
+        assert_eq!(writer.last_index(SHARD), Some(Index(full - 1)));
+        assert_eq!(content(&writer, SHARD).await.len() as u64, full - 1, "reads go on");
+        write_and_apply(&writer, full, &[put("again", "space")]).await;
+    });
+    drop(store);
+    world.simulation.crash(world.host);
+    assert_eq!(world.open().1[0].last_index, Index(full));
+}
+
+#[test]
+fn a_large_entry_does_not_hold_up_another_shard() {
+    let world = World::new(1);
+    let large = || Options { segment_bytes: 8 << 20, ..unsealed() };
+    let store = create(&world, large());
+    let writer = store.clone();
+    let big = vec![9; 3 << 20];
+    let expected = big.clone();
+    world.run(async move {
+        writer.create_shard(ShardId(2), ReplicaId(1), CheckpointMeta::default()).await.unwrap();
+        let mut batch = writer.batch();
+        batch.entry(SHARD, entry(1, 1, &[put("big", big)]));
+        batch.entry(SHARD, entry(2, 1, &[put("after", "big")]));
+        let slow = writer.write(batch);
+        let quick = async {
+            let before = writer.statistics().batches;
+            write_entries(&writer, ShardId(2), vec![entry(1, 1, &[put("small", "v")])]).await;
+            assert!(writer.statistics().batches - before <= 2, "the small one goes with the next batch");
+            assert_eq!(writer.last_index(SHARD), Some(Index(0)));
+        };
+        let (slow, ()) = futures_util::future::join(slow, quick).await;
+        slow.unwrap();
+        assert!(writer.statistics().batches > 100);
+    });
+    world.simulation.crash(world.host);
+    let (store, shards) = open_with(&world, large()).unwrap();
+    assert_eq!(shards[0].last_index, Index(2));
+    world.run(async move {
+        let entries = store.read_entries(SHARD, Index(1), Index(2), usize::MAX).await.unwrap();
+        for entry in &entries {
+            let changes = changes(entry.index, &entry.payload, &mut State::new(), false);
+            store.apply(SHARD, entry.index, changes);
+        }
+        let slot = store.get(SHARD, b"big").unwrap();
+        assert!(slot.region.as_slice().len() > 100);
+        assert_eq!(store.value(SHARD, b"big", &slot).await.unwrap(), Bytes::from(expected));
+        checkpoint(&store).await;
+    });
+    world.simulation.crash(world.host);
+    let (store, _) = open_with(&world, large()).unwrap();
+    world.run(async move {
+        let mut source = store.snapshot_source(SHARD).await.unwrap();
+        assert_eq!(source.next(usize::MAX).await.unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn old_bytes_of_a_recycled_segment_never_come_back() {
+    let mut recycled = 0;
+    for seed in 0..10 {
+        let world = World::new(seed);
+        let store = World::with_shard(&world);
+        let writer = store.clone();
+        let last = world.run(async move {
+            let mut index = 0;
+            while writer.statistics().segments_recycled < 6 {
+                index += 1;
+                write_and_apply(&writer, index, &[put("k", vec![index as u8; 1_000])]).await;
+                if index % 20 == 0 {
+                    checkpoint(&writer).await;
+                }
+            }
+            index
+        });
+        recycled += store.statistics().segments_recycled;
+        drop(store);
+        world.simulation.crash(world.host);
+        let (store, shards) = world.open();
+        assert_eq!(shards[0].last_index, Index(last));
+        assert!(store.statistics().segments <= 8, "dead segments are used again");
+        let state = world.run(async move {
+            let from = store.applied(SHARD).unwrap().next();
+            for entry in store.read_entries(SHARD, from, Index(last), usize::MAX).await.unwrap() {
+                let changes = changes(entry.index, &entry.payload, &mut State::new(), false);
+                store.apply(SHARD, entry.index, changes);
+            }
+            content(&store, SHARD).await
+        });
+        assert_eq!(state[&b"k"[..]], (Index(last), Bytes::from(vec![last as u8; 1_000])));
+    }
+    assert!(recycled >= 60);
+}
+
+#[test]
+fn hard_states_outlive_the_segments_they_were_written_to() {
+    let world = World::new(4);
+    let store = World::with_shard(&world);
+    let writer = store.clone();
+    let vote = HardState { term: Term(9), vote: Some(3), commit: Index(0) };
+    world.run(async move {
+        writer.create_shard(ShardId(2), ReplicaId(1), CheckpointMeta::default()).await.unwrap();
+        write_hard_state(&writer, ShardId(2), vote).await;
+        let mut index = 0;
+        while writer.statistics().segments_recycled < 6 {
+            index += 1;
+            write_and_apply(&writer, index, &[put("k", vec![1; 1_000])]).await;
+            if index % 20 == 0 {
+                checkpoint(&writer).await;
+            }
+        }
+    });
+    drop(store);
+    world.simulation.crash(world.host);
+    assert_eq!(world.open().1[1].hard_state, vote);
+}
+
+#[test]
+fn the_manifest_starts_a_new_file_and_drops_the_old() {
+    let world = World::new(4);
+    let store = World::with_shard(&world);
+    let writer = store.clone();
+    world.run(async move {
+        for index in 1..=150 {
+            write_and_apply(&writer, index, &[put("k", vec![index as u8; 100])]).await;
+            checkpoint(&writer).await;
+        }
+    });
+    drop(store);
+    world.simulation.crash(world.host);
+    let (_, shards) = world.open();
+    assert_eq!(shards[0].checkpoint.applied, Index(150));
+    let manifests = world.files("manifest-");
+    assert_eq!(manifests.len(), 1);
+    assert_ne!(manifests[0], PathBuf::from("/data/log0/manifest-1"));
+    assert_eq!(world.files("checkpoint-").len(), 1, "old checkpoints are removed");
+}
