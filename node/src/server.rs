@@ -13,7 +13,7 @@ use krita_proto::frame::{BODY_BYTES_MAX, Flags, Frame, FrameKind, FrameMessage, 
 use krita_proto::v1;
 use krita_runtime::{Listener, Mesh, Notify, Runtime, TaskClass};
 
-use crate::core::Core;
+use crate::core::{Core, Serving};
 use crate::failure::Failure;
 use crate::identity::NodeUuid;
 use crate::mesh::{CoreMessage, NodeRequest};
@@ -175,10 +175,17 @@ impl<R: Runtime> Core<R> {
             node: Some(cluster.map_or_else(|| self.bare_identity(), |cluster| cluster.identity())),
             core: u32::from(self.runtime.core().0),
             cores: u32::from(self.mesh.cores()),
-            log_time_ms: self.runtime.wall_clock().0,
+            log_time_ms: self.log_time_ms(guard.as_ref()),
             shard_cores: cluster.filter(|_| is_node).map(|cluster| cluster.shard_cores()).unwrap_or_default(),
             frame_bytes_max: u32::try_from(BODY_BYTES_MAX).unwrap_or(u32::MAX),
         }
+    }
+
+    /// A time that no shard of this core has passed: from it a client derives until when its session may register.
+    fn log_time_ms(&self, serving: Option<&Serving<R>>) -> u64 {
+        let replicas = serving.map(|serving| serving.replicas.values()).into_iter().flatten();
+        let highest = replicas.map(|replica| replica.machine.log_time_ms()).max();
+        highest.unwrap_or(0).max(self.runtime.wall_clock().0)
     }
 
     /// Who this node is before it is a member of anything.

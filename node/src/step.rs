@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use krita_proto::v1;
+use krita_raft::{Body, EntryKind, Message};
 use krita_runtime::{Mesh, Runtime};
 
+use crate::command::{CommandError, WriteCommand};
 use crate::core::{Core, Serving};
 use crate::mesh::CoreMessage;
 use crate::peers::PeerCore;
 use crate::replica::raft_time;
-use crate::wire;
+use crate::wire::{self, Payload};
 
 impl<R: Runtime> Core<R> {
     /// Takes in the messages of one burst. `node_number` has been verified: a message whose sender lives on
@@ -48,6 +50,10 @@ impl<R: Runtime> Core<R> {
         if !is_from_there || message.to != replica.id || replica.stopped.is_some() {
             return;
         }
+        if let Err(error) = verify_values(&message) {
+            tracing::warn!(shard = replica.shard, node_number, %error, "entries dropped: damaged on their way");
+            return;
+        }
         replica.raft.step(now, message);
         self.touch(replica);
     }
@@ -60,4 +66,18 @@ impl<R: Runtime> Core<R> {
             self.on_core_death(serving, now, peer);
         }
     }
+}
+
+/// Checks every value against the checksum that was made where it entered the cluster, before it is written here. A
+/// command that this version does not understand is let through: it is the state machine that stops at it.
+fn verify_values(message: &Message<Payload>) -> Result<(), CommandError> {
+    let Body::Append { entries, .. } = &message.body else { return Ok(()) };
+    for entry in entries.iter().filter(|entry| entry.kind == EntryKind::Command) {
+        match WriteCommand::decode(&entry.payload.0) {
+            Ok(command) => command.verify_values()?,
+            Err(error) if error.from_newer_version() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
