@@ -1,4 +1,73 @@
-//! One core's storage: a group-committed log that is the store.
+//! One core's storage: a group-committed log that *is* the store.
+//!
+//! A value is written once, as part of the Raft entry that carried it. The index, in memory, maps each key to
+//! the place of its value in the log. Nothing here knows elections or clients: the engine stores entries,
+//! hard states and truncations of any number of shards, and keeps what their state machines applied.
+//!
+//! ```text
+//!    write(batch)        apply(index, changes)      get, scan       value(slot)        checkpoint(meta)
+//!        │                        │                    │                │                     │
+//!        ▼                        ▼                    ▼                ▼                     ▼
+//!   ┌─ log ───┐ durable ┌─ shard ─────────────────────────────┐   ┌─ cache ─┐        ┌─ publish ──────┐
+//!   │ queue,  │────────▶│ entries: where each lies            │   │ S3-FIFO │        │ checkpoint-s-n │
+//!   │ batches │         │ index: key ─▶ slot (version, where) │   └────┬────┘        │ then one frame │
+//!   └────┬────┘         └─────────────────────────────────────┘        │ miss        └───────┬────────┘
+//!        │ O_DIRECT, O_DSYNC, one write in flight                      ▼                     ▼
+//!   ┌─ segments ──────────────────────────────────────────────────────────────┐      ┌─ manifest ─────┐
+//!   │ segment-1  │h│batch 1│batch 2│…│   segment-2 │h│batch 9│ … │   spare     │      │ shards, replay │
+//!   └──────────────────────────────────────────────────────────────────────────┘      └────────────────┘
+//! ```
+//!
+//! What is durable when:
+//!
+//! - [`Store::write`] returns once the write that holds the last of its records is complete: full length, `O_DSYNC`.
+//! - [`Store::apply`] changes memory only. After a restart the index is that of the last checkpoint, and the
+//!   node applies the entries behind it again.
+//! - [`Store::checkpoint`], [`Store::create_shards`], [`Store::remove_shard`] and [`Installer::finish`] take effect by
+//!   one frame of the manifest, written after everything it refers to is durable: all or nothing.
+//!
+//! A failed write is final. The log is poisoned, everything after it fails with [`LogError::Poisoned`], and
+//! the node leaves. What is damaged is never returned and never cut away: [`Corruption`] says where.
+//!
+//! One store belongs to one core; nothing here is shared between cores. `docs/disk_format.md` describes every
+//! byte, the rules of recovery and each crash.
+//!
+//! # Example
+//!
+//! ```
+//! use std::path::PathBuf;
+//!
+//! use bytes::Bytes;
+//! use krita_engine::{
+//!     Change, CheckpointMeta, EntryRecord, Index, LogId, Options, ReplicaId, ShardId, Term, open, value_checksum,
+//! };
+//! use krita_runtime::sim::{Simulation, SimulationOptions};
+//!
+//! let simulation = Simulation::new(1, SimulationOptions::default());
+//! let host = simulation.add_host("node1");
+//! simulation.block_on(host, |runtime| async move {
+//!     let options = Options { segment_bytes: 16 << 20, ..Options::new(PathBuf::from("/data/log0"), LogId(0)) };
+//!     let (store, shards) = open(runtime, options).await.unwrap();
+//!     assert!(shards.is_empty());
+//!     let shard = ShardId(1);
+//!     store.create_shard(shard, ReplicaId(1), CheckpointMeta::default()).await.unwrap();
+//!
+//!     // The region of a value inside an entry's payload: its checksum, then itself.
+//!     let mut payload = value_checksum(b"greeting", b"hello").to_le_bytes().to_vec();
+//!     payload.extend_from_slice(b"hello");
+//!     let (index, term) = (Index(1), Term(1));
+//!     let mut batch = store.batch();
+//!     batch.entry(shard, EntryRecord { index, term, kind: 0, payload: payload.into() });
+//!     store.write(batch).await.unwrap();
+//!
+//!     let key = Bytes::from_static(b"greeting");
+//!     let put = Change::Put { key, payload_offset: 0, payload_length: 9, value: None };
+//!     store.apply(shard, index, vec![put]);
+//!     let slot = store.get(shard, b"greeting").unwrap();
+//!     assert_eq!(slot.version, index);
+//!     assert_eq!(&store.value(shard, b"greeting", &slot).await.unwrap()[..], b"hello");
+//! });
+//! ```
 
 mod batch;
 mod cache;
@@ -19,6 +88,8 @@ mod shard;
 mod snapshot;
 mod store;
 mod submission;
+#[cfg(test)]
+mod tests_format;
 mod types;
 
 pub use error::{Corruption, LogError, OpenError, ReadError};
