@@ -195,14 +195,15 @@ impl<R: Runtime> Inner<R> {
             self.advance().await?;
             self.reclaim();
             if self.segments.borrow().spare.is_empty() {
-                self.make_spare().await?;
+                self.make_spare(1).await?;
             }
         }
     }
 
-    async fn make_spare(self: &Rc<Self>) -> Result<(), LogError> {
+    /// Makes one segment, unless there are `enough` by now.
+    async fn make_spare(self: &Rc<Self>, enough: usize) -> Result<(), LogError> {
         let _pass = self.making.enter().await;
-        if !self.segments.borrow().spare.is_empty() && self.closed.get() {
+        if self.segments.borrow().spare.len() >= enough {
             return Ok(());
         }
         let (directory, length) = (&self.options.directory, self.segment_bytes());
@@ -303,7 +304,7 @@ pub(crate) async fn maintain<R: Runtime>(inner: Rc<Inner<R>>) {
             && !inner.closed.get()
             && inner.segments.borrow().spare.len() < inner.options.segments_spare
         {
-            if let Err(error) = inner.make_spare().await {
+            if let Err(error) = inner.make_spare(inner.options.segments_spare).await {
                 tracing::warn!(log = %inner.options.log, %error, "no segment could be made ahead");
                 break;
             }

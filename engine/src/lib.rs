@@ -83,6 +83,7 @@ mod publish;
 mod read;
 mod record;
 mod recovery;
+mod replay;
 mod segment;
 mod shard;
 mod snapshot;

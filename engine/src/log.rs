@@ -290,14 +290,14 @@ async fn write_next<R: Runtime>(inner: &Rc<Inner<R>>) {
         }
         return;
     }
-    if used > BATCH_HEADER_BYTES {
-        if let Err(error) = write_placed(inner, &placed, used, 0).await {
-            inner.log.borrow_mut().fail_all(&error);
-            for item in placed.into_iter().filter_map(|placed| placed.item) {
-                item.submission.answer(Err(error.clone()));
-            }
-            return;
+    if used > BATCH_HEADER_BYTES
+        && let Err(error) = write_placed(inner, &placed, used, 0).await
+    {
+        inner.log.borrow_mut().fail_all(&error);
+        for item in placed.into_iter().filter_map(|placed| placed.item) {
+            item.submission.answer(Err(error.clone()));
         }
+        return;
     }
     durable(inner, placed);
 }

@@ -21,10 +21,11 @@ use crate::format::{BLOCK, SEGMENT_PREFIX, number_after, padded};
 use crate::index::KeyIndex;
 use crate::log::Head;
 use crate::manifest::{CheckpointPlace, LogIdentity, Manifest, ShardRecord};
-use crate::record::{self, RecordHeader, RecordKind, record_bytes};
+use crate::record::{self, record_bytes};
+use crate::replay::Replaying;
 use crate::segment::{self, SEGMENT_BODY, SEGMENT_OPEN, SegmentFile, SegmentHeader, Segments};
-use crate::shard::{EntryPlace, Shard};
-use crate::types::{CheckpointMeta, Extent, Extents, Index, Options, Place, SegmentId, ShardId};
+use crate::shard::Shard;
+use crate::types::{CheckpointMeta, Options, Place, SegmentId, ShardId};
 
 /// Bytes that the scan reads at once.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -89,21 +90,6 @@ struct Found<R: Runtime> {
     doubtful: Vec<SegmentFile<R>>,
     orphans: Vec<PathBuf>,
     next_file: u32,
-}
-
-/// What the scan knows of each shard.
-struct Replaying {
-    shard: Shard,
-    record: ShardRecord,
-    /// An entry whose last pieces have not come yet.
-    partial: Option<Partial>,
-}
-
-struct Partial {
-    header: RecordHeader,
-    extents: Vec<Extent>,
-    written: u32,
-    first: Place,
 }
 
 /// Where the chain of batches has come to.
@@ -318,13 +304,13 @@ impl<R: Runtime> Recovery<'_, R> {
                 let file = self.options.directory.clone();
                 return Err(Corruption { file, offset: 0, what, sequences: None }.into());
             };
-            if let Some(before) = chain {
-                if (before.sequence, before.previous) != (header.first_sequence, header.previous) {
-                    let number = found.used[&before.segment].0.number;
-                    let what = format!("an invalid batch, with {id} behind it");
-                    let sequences = Some((before.sequence, header.first_sequence.saturating_sub(1)));
-                    return Err(self.damaged(number, before.offset as usize, what, sequences));
-                }
+            if let Some(before) = chain
+                && (before.sequence, before.previous) != (header.first_sequence, header.previous)
+            {
+                let number = found.used[&before.segment].0.number;
+                let what = format!("an invalid batch, with {id} behind it");
+                let sequences = Some((before.sequence, header.first_sequence.saturating_sub(1)));
+                return Err(self.damaged(number, before.offset as usize, what, sequences));
             }
             let mut next = Chain {
                 segment: id,
@@ -409,10 +395,10 @@ impl<R: Runtime> Recovery<'_, R> {
             if (record.log, record.segment, record.offset as usize) != here {
                 return Err(damaged(position, "a record of another place"));
             }
-            if let Some(shard) = shards.get_mut(&record.shard) {
-                if place.sequence >= shard.record.tail.replay.sequence {
-                    shard.replay(&record, payload, place).map_err(|what| damaged(position, what))?;
-                }
+            if let Some(shard) = shards.get_mut(&record.shard)
+                && place.sequence >= shard.record.tail.replay.sequence
+            {
+                shard.replay(&record, payload, place).map_err(|what| damaged(position, what))?;
             }
             position += record_bytes(payload.len());
         }
@@ -581,63 +567,5 @@ impl<R: Runtime> Recovery<'_, R> {
         segments.used.insert(SegmentId(1), file.clone());
         let offset = SEGMENT_BODY;
         Ok(Head { segment: SegmentId(1), file, offset, sequence: 1, previous: 0, sealed: true })
-    }
-}
-
-impl Replaying {
-    /// Takes in one record, in the order of the log.
-    fn replay(&mut self, header: &RecordHeader, payload: &[u8], place: Place) -> Result<(), &'static str> {
-        if header.kind == RecordKind::Relocated {
-            return Ok(());
-        }
-        if header.replica != self.record.replica {
-            return Err("a record of another replica");
-        }
-        match header.kind {
-            RecordKind::Relocated => {}
-            RecordKind::HardState => {
-                let state = record::decode_hard_state(header.term, payload).ok_or("an invalid hard state")?;
-                if place.sequence > self.record.tail.hard_state_sequence {
-                    self.shard.hard_state = state;
-                }
-            }
-            RecordKind::Truncate => {
-                self.partial = None;
-                self.shard.replay_truncate(header.index);
-            }
-            RecordKind::Entry => self.replay_entry(header, place)?,
-        }
-        Ok(())
-    }
-
-    fn replay_entry(&mut self, header: &RecordHeader, place: Place) -> Result<(), &'static str> {
-        if header.index == Index(0) {
-            return Err("an entry without an index");
-        }
-        let extent = Extent {
-            segment: header.segment,
-            offset: header.offset + record::RECORD_HEADER_BYTES as u32,
-            length: header.length,
-        };
-        if header.piece_offset == 0 {
-            let (extents, written) = (vec![extent], header.length);
-            self.partial = Some(Partial { header: *header, extents, written, first: place });
-        } else {
-            let partial = self.partial.as_mut().ok_or("a piece without its first")?;
-            let begun = &partial.header;
-            let same = (begun.index, begun.term, begun.total) == (header.index, header.term, header.total);
-            if !same || header.piece_offset != partial.written {
-                return Err("a piece of another entry");
-            }
-            partial.extents.push(extent);
-            partial.written += header.length;
-        }
-        let Some(partial) = self.partial.take_if(|partial| partial.written == partial.header.total) else {
-            return Ok(());
-        };
-        let payload = Extents::from_vec(partial.extents);
-        let entry = EntryPlace { term: header.term, kind: header.entry_kind, payload, place: partial.first };
-        self.shard.replay(header.index, entry);
-        Ok(())
     }
 }

@@ -183,6 +183,8 @@ impl<R: Runtime> Installer<R> {
         payload.put_u32_le(checksum);
         payload.put_slice(&value);
         let staged = self.staged.clone();
+        // A copy: the key handed in may keep the whole frame alive that it came with.
+        let key = Bytes::copy_from_slice(&key);
         let done = Rc::new(move |payload: Extents| {
             let region = payload.part(region_offset, region_length).expect("it was written whole");
             let mut staged = staged.borrow_mut();
@@ -270,13 +272,13 @@ fn check<R: Runtime>(
     hard_state: &HardState,
 ) -> Result<(), LogError> {
     let shards = installer.inner.shards.borrow();
-    if let Some(state) = shards.get(&installer.shard) {
-        if meta.applied <= state.applied || hard_state.term < state.hard_state.term {
-            return Err(LogError::Refused(format!(
-                "{} is at {} of {}, the snapshot at {} of {}",
-                installer.shard, state.applied, state.hard_state.term, meta.applied, hard_state.term
-            )));
-        }
+    if let Some(state) = shards.get(&installer.shard)
+        && (meta.applied <= state.applied || hard_state.term < state.hard_state.term)
+    {
+        return Err(LogError::Refused(format!(
+            "{} is at {} of {}, the snapshot at {} of {}",
+            installer.shard, state.applied, state.hard_state.term, meta.applied, hard_state.term
+        )));
     }
     let staged = installer.staged.borrow();
     let mut next = meta.applied.next();

@@ -268,7 +268,8 @@ impl<R: Runtime> Store<R> {
                         let place = region.as_slice()[0];
                         self.inner.cache.borrow_mut().insert(place, &key, &value);
                     }
-                    shard.index.put(key, Slot { version: index, region });
+                    // A copy: the key handed in may keep the whole frame alive that it came with.
+                    shard.index.put(Bytes::copy_from_slice(&key), Slot { version: index, region });
                 }
                 Change::Delete { key } => shard.index.delete(&key),
             }
@@ -320,10 +321,10 @@ impl<R: Runtime> Store<R> {
         let shards = inner.shards.borrow();
         let able = || shards.iter().filter(|(_, shard)| shard.applied > shard.checkpoint.applied);
         let largest = able().max_by_key(|(id, shard)| (shard.bytes_behind, std::cmp::Reverse(**id)));
-        if let Some((id, shard)) = largest {
-            if shard.bytes_behind >= inner.options.checkpoint_after_bytes {
-                return Some(*id);
-            }
+        if let Some((id, shard)) = largest
+            && shard.bytes_behind >= inner.options.checkpoint_after_bytes
+        {
+            return Some(*id);
         }
         let oldest = able().filter_map(|(id, shard)| Some((shard.first_needed()?.segment, *id))).min()?;
         (head.0 - oldest.0.0 >= inner.options.replay_segments_max).then_some(oldest.1)
@@ -443,10 +444,10 @@ pub(crate) fn reopen_on_error<R: Runtime, T>(
     shard: ShardId,
     result: Result<T, LogError>,
 ) -> Result<T, LogError> {
-    if result.is_err() {
-        if let Some(shard) = inner.shards.borrow_mut().get_mut(&shard) {
-            shard.closing = false;
-        }
+    if result.is_err()
+        && let Some(shard) = inner.shards.borrow_mut().get_mut(&shard)
+    {
+        shard.closing = false;
     }
     result
 }
