@@ -245,7 +245,6 @@ impl<R: Runtime> Core<R> {
             return self.on_burst(session, frame);
         }
         let shard_count = self.serving.borrow().as_ref().map(|serving| serving.cluster.shard_count());
-        // Before the cluster is formed there are no shards; any number does to decode and refuse the request.
         let decoded = ShardRequest::decode(
             frame.kind,
             &frame.body,
@@ -254,12 +253,13 @@ impl<R: Runtime> Core<R> {
             self.input.config.request_timeout,
         );
         match decoded {
+            // How many shards there are is not known yet, so nothing can be said of the request itself.
+            Some(_) if shard_count.is_none() => {
+                self.open_responder(session, frame.correlation, false).fail(&self.not_serving());
+            }
             Some(Ok(request)) => {
                 let responder = self.open_responder(session, frame.correlation, request.changes_data());
-                match shard_count {
-                    Some(_) => self.route(request, responder),
-                    None => responder.fail(&self.not_serving()),
-                }
+                self.route(request, responder);
             }
             Some(Err(failure)) => {
                 self.open_responder(session, frame.correlation, false).fail(&failure);
