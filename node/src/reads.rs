@@ -9,9 +9,9 @@ use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use futures_channel::oneshot;
-use krita_engine::{ReadError, ShardId, Store};
+use krita_engine::{ReadError, ShardId, Slot, Store};
 use krita_proto::error::ErrorCode;
-use krita_proto::routing::PAGE_BYTES_MAX;
+use krita_proto::routing::{ENTRY_BYTES_MAX, PAGE_BYTES_MAX};
 use krita_proto::v1;
 use krita_runtime::{Instant, Runtime, TaskClass};
 
@@ -22,6 +22,9 @@ use crate::responder::Responder;
 
 /// How often a value that moved while it was looked for is looked up again.
 const STALE_RETRIES_MAX: usize = 16;
+
+/// What a value takes in an answer beside its bytes, at most.
+const FOUND_BYTES: u64 = 32;
 
 /// A read that waits for its turn.
 pub(crate) struct PendingRead {
@@ -105,34 +108,69 @@ pub(crate) fn complete_batch<R: Runtime>(
     let store = store.clone();
     run(runtime, "batch", async move {
         let BatchGets { mut results, gets, responder } = batch;
-        for (position, key) in gets {
-            match value_of(&store, shard, &key).await {
-                Ok(Some((value, version))) => {
-                    results[position] = v1::OperationResult { version, existed: true, value };
-                }
-                Ok(None) => {}
-                Err(failure) => return responder.fail(&failure),
+        let has_writes = gets.len() < results.len();
+        let keys: Vec<&[u8]> = gets.iter().map(|(_, key)| &key[..]).collect();
+        let values = match values_of(&store, shard, &keys).await {
+            Ok(values) => values,
+            // Whatever other code there is would say that the writes beside the gets were not applied.
+            Err(failure) if has_writes => {
+                let message =
+                    format!("the batch's writes were applied, but not its gets: {}", failure.message);
+                return responder.fail(&Failure::unknown_outcome(message));
+            }
+            Err(failure) => return responder.fail(&failure),
+        };
+        for ((position, _), found) in gets.iter().zip(values) {
+            if let Some((value, version)) = found {
+                results[*position] = v1::OperationResult { version, existed: true, value };
             }
         }
         responder.message(&v1::BatchReply { results, served_by: Some(served_by) });
     });
 }
 
-/// A key's value and version as the index has them now; `None` if the key is absent.
+/// A key's value and its version; `None` if the key is absent.
+type Found = Option<(Bytes, u64)>;
+
+/// A key's value and version as the index has them now.
 pub(crate) async fn value_of<R: Runtime>(
     store: &Store<R>,
     shard: ShardId,
     key: &[u8],
-) -> Result<Option<(Bytes, u64)>, Failure> {
-    for _ in 0..STALE_RETRIES_MAX {
-        let Some(slot) = store.get(shard, key) else { return Ok(None) };
-        match store.value(shard, key, &slot).await {
-            Ok(value) => return Ok(Some((value, slot.version.0))),
-            Err(ReadError::Stale) => {}
-            Err(error) => return Err(read_failure(&error)),
+) -> Result<Found, Failure> {
+    let mut values = values_of(store, shard, &[key]).await?;
+    Ok(values.pop().flatten())
+}
+
+/// The values and versions of keys, all as of one moment: as the index has them when this is first polled, or later
+/// if one of them moved before it was read.
+async fn values_of<R: Runtime>(
+    store: &Store<R>,
+    shard: ShardId,
+    keys: &[&[u8]],
+) -> Result<Vec<Found>, Failure> {
+    'moment: for _ in 0..STALE_RETRIES_MAX {
+        // Every slot before the first value: reading one may wait for the disk, and the shard goes on meanwhile.
+        let slots: Vec<Option<Slot>> = keys.iter().map(|key| store.get(shard, key)).collect();
+        let bytes = slots.iter().flatten().map(|slot| slot.value_length() + FOUND_BYTES).sum::<u64>();
+        if bytes > ENTRY_BYTES_MAX as u64 {
+            return Err(Failure::invalid("the values that the batch gets do not fit one answer: get fewer"));
         }
+        let mut values = Vec::with_capacity(keys.len());
+        for (key, slot) in keys.iter().zip(slots) {
+            let Some(slot) = slot else {
+                values.push(None);
+                continue;
+            };
+            match store.value(shard, key, &slot).await {
+                Ok(value) => values.push(Some((value, slot.version.0))),
+                Err(ReadError::Stale) => continue 'moment,
+                Err(error) => return Err(read_failure(&error)),
+            }
+        }
+        return Ok(values);
     }
-    Err(Failure::overloaded("the key changes faster than it can be read"))
+    Err(Failure::overloaded("the keys change faster than they can be read"))
 }
 
 /// One page of a scan. It ends early once it holds [`PAGE_BYTES_MAX`] bytes.
@@ -152,10 +190,14 @@ async fn read_page<R: Runtime>(
         }
         let (value, version) = match scan.keys_only {
             true => (Bytes::new(), slot.version.0),
-            false => match value_of(store, shard, &key).await? {
-                Some(found) => found,
-                // Deleted since the page was cut: a later state of the key is as good.
-                None => continue,
+            false => match store.value(shard, &key, &slot).await {
+                Ok(value) => (value, slot.version.0),
+                // Its place was used again since the page was cut: a later state of the key is as good.
+                Err(ReadError::Stale) => match value_of(store, shard, &key).await? {
+                    Some(found) => found,
+                    None => continue,
+                },
+                Err(error) => return Err(read_failure(&error)),
             },
         };
         bytes += key.len() + value.len();
