@@ -102,6 +102,22 @@ enum AnswerShape {
     Batch { operations: usize, gets: Vec<(usize, Bytes)> },
 }
 
+impl AnswerShape {
+    /// Where the write with this number stands among all operations of the request: gets are no part of the
+    /// command, so it numbers writes alone.
+    fn position(&self, write: u32) -> u32 {
+        match self {
+            Self::Single => write,
+            Self::Batch { operations, gets } => {
+                let is_write =
+                    |position: &usize| gets.binary_search_by_key(position, |(get, _)| *get).is_err();
+                let position = (0..*operations).filter(is_write).nth(write as usize);
+                position.and_then(|position| u32::try_from(position).ok()).unwrap_or(write)
+            }
+        }
+    }
+}
+
 /// How far applying got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Applied {
@@ -367,7 +383,7 @@ impl<R: Runtime> Replica<R> {
     fn answer(&self, proposal: Proposal, outcome: &Outcome) {
         let results = match outcome {
             Outcome::Applied(results) => results,
-            refused => return proposal.responder.fail(&self.refusal(refused)),
+            refused => return proposal.responder.fail(&self.refusal(refused, &proposal.shape)),
         };
         match proposal.shape {
             AnswerShape::Single => {
@@ -394,12 +410,12 @@ impl<R: Runtime> Replica<R> {
         }
     }
 
-    fn refusal(&self, outcome: &Outcome) -> Failure {
+    fn refusal(&self, outcome: &Outcome, shape: &AnswerShape) -> Failure {
         let failure = match outcome {
             Outcome::Applied(_) => Failure::new(ErrorCode::Internal, "not a refusal"),
             Outcome::ConditionFailed { operation, current_version } => Failure {
                 current_version: *current_version,
-                operation: u32::from(*operation),
+                operation: shape.position(u32::from(*operation)),
                 ..Failure::new(
                     ErrorCode::ConditionFailed,
                     format!("the key's version is {current_version}; nothing was applied"),
