@@ -108,6 +108,7 @@ impl<R: Runtime> Core<R> {
             log.batch.hard_state(shard, engine_hard_state(hard_state));
         }
         if let Some(index) = ready.truncate_after {
+            tracing::info!(shard = replica.shard, after = index.0, "entries of another leader are replaced");
             log.batch.truncate_after(shard, krita_engine::Index(index.0));
         }
         for entry in ready.entries {
