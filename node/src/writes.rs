@@ -14,6 +14,9 @@ use crate::replica::Replica;
 use crate::request::{Condition, Write};
 use crate::responder::Responder;
 
+/// No key ever has this version.
+const VERSION_NEVER: u64 = u64::MAX;
+
 impl<R: Runtime> Core<R> {
     /// Takes a write to a shard that this core leads.
     pub(crate) fn submit_write(
@@ -66,6 +69,9 @@ impl<R: Runtime> Core<R> {
         self.with_replica(shard, |replica| replica.propose(now, wall_ms, write, deadline, responder));
     }
 
+    /// Turns conditions on values into conditions on versions. One that does not hold is answered right here; but
+    /// if the request has a session, that must go on record, or a copy of it that is still on its way might yet be
+    /// applied after its client was told that it was not. Then it becomes a condition that never holds.
     async fn resolve(&self, shard: u32, write: &mut Write) -> Result<(), Failure> {
         let store = self
             .with_replica(shard, |replica| replica.store.clone())
@@ -78,7 +84,7 @@ impl<R: Runtime> Core<R> {
                 Some((value, version)) => (value == wanted, *version),
                 None => (false, 0),
             };
-            if !matches {
+            if !matches && write.request_id.session == 0 {
                 return Err(Failure {
                     current_version: version,
                     operation: u32::try_from(position).unwrap_or(u32::MAX),
@@ -88,7 +94,7 @@ impl<R: Runtime> Core<R> {
                     )
                 });
             }
-            operation.condition = Some(Condition::Version(version));
+            operation.condition = Some(Condition::Version(if matches { version } else { VERSION_NEVER }));
         }
         Ok(())
     }
