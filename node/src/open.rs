@@ -40,6 +40,13 @@ fn log_directory(config: &Config, log: u16) -> PathBuf {
     config.data_directory.join(format!("log-{log:03}"))
 }
 
+/// A shard of a log that was opened.
+struct Opened {
+    shard: RecoveredShard,
+    /// This process has created it: no replica of that number has ever spoken to anybody.
+    is_new: bool,
+}
+
 impl<R: Runtime> Core<R> {
     /// Opens the logs of this core, and starts its replicas and their background work.
     pub(crate) async fn open(self: &Rc<Self>, cluster: Arc<Cluster>) -> Result<(), NodeFailure> {
@@ -48,8 +55,8 @@ impl<R: Runtime> Core<R> {
         let mut replicas = BTreeMap::new();
         for log in (0..cluster.logs_total).filter(|log| cluster.core_of_log(*log) == here) {
             let (store, recovered) = self.open_log(&cluster, log).await?;
-            for shard in recovered {
-                let replica = self.restore(&cluster, &store, logs.len(), shard)?;
+            for Opened { shard, is_new } in recovered {
+                let replica = self.restore(&cluster, &store, logs.len(), shard, is_new)?;
                 replicas.insert(replica.shard, replica);
             }
             logs.push(LogWriter::new(store));
@@ -63,11 +70,7 @@ impl<R: Runtime> Core<R> {
     }
 
     /// Opens one log and makes its shards what the ownership says: new ones are created, foreign ones removed.
-    async fn open_log(
-        &self,
-        cluster: &Cluster,
-        log: u16,
-    ) -> Result<(Store<R>, Vec<RecoveredShard>), NodeFailure> {
+    async fn open_log(&self, cluster: &Cluster, log: u16) -> Result<(Store<R>, Vec<Opened>), NodeFailure> {
         let config = &self.input.config;
         let (store, recovered) =
             krita_engine::open(self.runtime.clone(), log_options(config, log, cluster.logs_total))
@@ -76,7 +79,7 @@ impl<R: Runtime> Core<R> {
         let mut mine = BTreeMap::new();
         for shard in recovered {
             if cluster.shard_logs.get(shard.shard.0 as usize - 1) == Some(&Some(log)) {
-                mine.insert(shard.shard.0, shard);
+                mine.insert(shard.shard.0, Opened { shard, is_new: false });
             } else {
                 // Left over from a handoff to another log: that one owns it now.
                 tracing::info!(log, shard = shard.shard.0, "removing what another log owns");
@@ -86,8 +89,21 @@ impl<R: Runtime> Core<R> {
         let missing: Vec<u32> = (1..=cluster.shard_count())
             .filter(|shard| cluster.shard_logs[*shard as usize - 1] == Some(log) && !mine.contains_key(shard))
             .collect();
+        let marker = config.data_directory.join(format!("log-{log:03}.created"));
+        let is_marked = ownership::exists(&self.runtime, &marker).await;
         if !missing.is_empty() {
+            if is_marked {
+                return Err(NodeFailure(format!(
+                    "log {log} does not hold shards {missing:?}, which this node had: its files are damaged or \
+                     were removed. The node must not vote with a forgotten past; restore the files, or replace \
+                     the node"
+                )));
+            }
             self.create_shards(cluster, log, &store, missing, &mut mine).await?;
+        }
+        if !is_marked {
+            // Also if the shards were here: a start may have ended between creating them and this.
+            ownership::mark_created(&self.runtime, &marker).await?;
         }
         Ok((store, mine.into_values().collect()))
     }
@@ -100,25 +116,13 @@ impl<R: Runtime> Core<R> {
         log: u16,
         store: &Store<R>,
         missing: Vec<u32>,
-        mine: &mut BTreeMap<u32, RecoveredShard>,
+        mine: &mut BTreeMap<u32, Opened>,
     ) -> Result<(), NodeFailure> {
-        let marker = self.input.config.data_directory.join(format!("log-{log:03}.created"));
-        if ownership::exists(&self.runtime, &marker).await {
-            return Err(NodeFailure(format!(
-                "log {log} does not hold shards {missing:?}, which this node had: its files are damaged or \
-                 were removed. The node must not vote with a forgotten past; restore the files, or replace \
-                 the node"
-            )));
-        }
         let fresh: Vec<NewShard> = missing.iter().filter_map(|shard| new_shard(cluster, *shard)).collect();
         for shard in &fresh {
-            mine.insert(shard.shard.0, recovered_fresh(shard));
+            mine.insert(shard.shard.0, Opened { shard: recovered_fresh(shard), is_new: true });
         }
-        store.create_shards(fresh).await.map_err(|error| failure(log, &error))?;
-        self.runtime
-            .replace_small_file(&marker, b"the shards of this log have been created\n")
-            .await
-            .map_err(|error| NodeFailure(format!("{} cannot be written: {error}", marker.display())))
+        store.create_shards(fresh).await.map_err(|error| failure(log, &error))
     }
 
     fn restore(
@@ -127,13 +131,13 @@ impl<R: Runtime> Core<R> {
         store: &Store<R>,
         log: usize,
         recovered: RecoveredShard,
+        is_new: bool,
     ) -> Result<Replica<R>, NodeFailure> {
         let shard = recovered.shard.0;
         let bad = |what: &str| NodeFailure(format!("the checkpoint of shard {shard} holds no valid {what}"));
         let configuration = wire::decode_configuration(&recovered.checkpoint.configuration)
             .ok_or_else(|| bad("membership"))?;
         let machine = Machine::decode(&recovered.checkpoint.machine).map_err(|_| bad("state machine"))?;
-        let may_have_run_before = recovered.hard_state != krita_engine::HardState::default();
         let config =
             raft_config(&self.input.config, ReplicaId(recovered.replica.0), self.runtime.random_u64());
         let applied = Index(recovered.checkpoint.applied.0);
@@ -153,7 +157,9 @@ impl<R: Runtime> Core<R> {
                 .collect(),
             last: Index(recovered.last_index.0),
             applied,
-            may_have_run_before,
+            // An empty hard state proves nothing: a heartbeat is answered, and a lease rests on that answer,
+            // before the term that came with it is durable.
+            may_have_run_before: !is_new,
         };
         let raft = Raft::new(config, restored, raft_time(self.runtime.now()))
             .map_err(|error| NodeFailure(format!("shard {shard} cannot start: {error}")))?;

@@ -157,6 +157,14 @@ pub(crate) async fn exists<R: Runtime>(runtime: &R, path: &Path) -> bool {
     )
 }
 
+/// Notes durably that a log's shards have been created: from now on a log without them has lost them.
+pub(crate) async fn mark_created<R: Runtime>(runtime: &R, marker: &Path) -> Result<(), NodeFailure> {
+    runtime
+        .replace_small_file(marker, b"the shards of this log have been created\n")
+        .await
+        .map_err(|error| NodeFailure(format!("{} cannot be written: {error}", marker.display())))
+}
+
 /// Reads or makes the ownership of this node, and moves shards so that every core has its share. Runs on core 0,
 /// alone, before any log is open.
 pub(crate) async fn prepare<R: Runtime>(
@@ -170,6 +178,7 @@ pub(crate) async fn prepare<R: Runtime>(
     let mut ownership = match runtime.read_small_file(&path, FILE_BYTES_MAX).await {
         Ok(file) => Ownership::decode(&file).map_err(|error| bad(&error))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            refuse_orphan_logs(runtime, config).await?;
             let ownership = Ownership::new(has_replica, cores);
             save(runtime, &path, &ownership).await?;
             ownership
@@ -185,6 +194,27 @@ pub(crate) async fn prepare<R: Runtime>(
         hand_off(runtime, config, &path, &mut ownership, handoffs, cores).await?;
     }
     Ok(ownership)
+}
+
+/// The ownership is written before the first log is. Logs without it have lost it, and a new one might give a shard
+/// to a log that never had it: then the shard would be dropped where it is.
+async fn refuse_orphan_logs<R: Runtime>(runtime: &R, config: &Config) -> Result<(), NodeFailure> {
+    let directory = &config.data_directory;
+    let names = runtime.list_directory(directory).await;
+    let names =
+        names.map_err(|error| NodeFailure(format!("{} cannot be read: {error}", directory.display())))?;
+    let is_log = |name: &&std::path::PathBuf| {
+        name.file_name().is_some_and(|name| name.to_string_lossy().starts_with("log-"))
+    };
+    match names.iter().find(is_log) {
+        None => Ok(()),
+        Some(log) => Err(NodeFailure(format!(
+            "{} holds {} but no file \"{OWNERSHIP_FILE}\", which says what that log owns: restore the file, or \
+             replace the node",
+            directory.display(),
+            log.display()
+        ))),
+    }
 }
 
 async fn save<R: Runtime>(runtime: &R, path: &Path, ownership: &Ownership) -> Result<(), NodeFailure> {
@@ -215,7 +245,13 @@ async fn hand_off<R: Runtime>(
         sources.push(open(runtime, config, log, logs_total).await?);
     }
     for to in ownership.logs_total..logs_total {
-        let (target, _) = open(runtime, config, to, logs_total).await?;
+        let (target, leftovers) = open(runtime, config, to, logs_total).await?;
+        for leftover in leftovers {
+            // Of an earlier handoff that a crash cut short. Nobody owns it, and the original may have moved on.
+            target.remove_shard(leftover.shard).await.map_err(|error| {
+                NodeFailure(format!("{} cannot be removed from log {to}: {error}", leftover.shard))
+            })?;
+        }
         for handoff in handoffs.iter().filter(|handoff| handoff.to == to) {
             let (source, shards) = &sources[usize::from(handoff.from)];
             let shard = shards.iter().find(|shard| shard.shard.0 == handoff.shard).ok_or_else(|| {
@@ -228,13 +264,7 @@ async fn hand_off<R: Runtime>(
                 ))
             })?;
         }
-        // Its shards exist from now on: a log without them has lost them.
-        let marker = config.data_directory.join(format!("log-{to:03}.created"));
-        let text = b"the shards of this log have been created\n";
-        runtime
-            .replace_small_file(&marker, text)
-            .await
-            .map_err(|error| NodeFailure(format!("{} cannot be written: {error}", marker.display())))?;
+        mark_created(runtime, &config.data_directory.join(format!("log-{to:03}.created"))).await?;
     }
     for handoff in &handoffs {
         ownership.shard_logs[handoff.shard as usize - 1] = Some(handoff.to);
