@@ -25,8 +25,12 @@ use crate::identity::{Member, NodeUuid};
 /// Messages that wait for one peer core within one round; beyond it they are dropped, as a network may.
 const BURST_MESSAGES_MAX: usize = 65_536;
 
-/// A burst is cut once its entries hold this many bytes, so that a frame stays within its limit.
+/// A burst holds this many bytes, or a single message, so that a frame stays within its limit.
 const BURST_BYTES_MAX: usize = 4 << 20;
+
+/// The most that a message takes beside its entries, and an entry beside its payload.
+const MESSAGE_OVERHEAD_BYTES: usize = 128;
+const ENTRY_OVERHEAD_BYTES: usize = 32;
 
 /// Bytes queued to one core of a peer before bursts to it are dropped.
 const PEER_QUEUE_BYTES_MAX: usize = 64 << 20;
@@ -139,12 +143,13 @@ impl<R: Runtime> Peers<R> {
             let mut burst = Vec::new();
             let mut bytes = 0;
             for message in messages {
-                bytes += payload_bytes(&message);
-                burst.push(message);
-                if bytes >= BURST_BYTES_MAX {
+                let more = message_bytes(&message);
+                if bytes + more > BURST_BYTES_MAX && !burst.is_empty() {
                     self.send_burst(peer, std::mem::take(&mut burst));
                     bytes = 0;
                 }
+                bytes += more;
+                burst.push(message);
             }
             if !burst.is_empty() {
                 self.send_burst(peer, burst);
@@ -345,11 +350,13 @@ fn check_reply(member: &Member, cluster_id: &Bytes, reply: &v1::HelloReply) -> R
     Ok(())
 }
 
-fn payload_bytes(message: &v1::RaftMessage) -> usize {
+/// About what a message takes in a frame; no less.
+fn message_bytes(message: &v1::RaftMessage) -> usize {
     match &message.body {
         Some(v1::raft_message::Body::Append(append)) => {
-            append.entries.iter().map(|entry| entry.payload.len()).sum()
+            let entries = append.entries.iter().map(|entry| entry.payload.len() + ENTRY_OVERHEAD_BYTES);
+            MESSAGE_OVERHEAD_BYTES + entries.sum::<usize>()
         }
-        _ => 0,
+        _ => MESSAGE_OVERHEAD_BYTES,
     }
 }

@@ -125,10 +125,11 @@ impl<R: Runtime> Core<R> {
         let mut wanted = nodes.first().copied();
         let mut others = nodes.into_iter().skip(1);
         let mut failure = Failure::unavailable("no node with a replica of the shard can be reached");
+        let deadline = self.runtime.now() + limit(&request);
         for _ in 0..HOPS_MAX {
             let Some(node) = wanted.take().or_else(|| others.next()) else { break };
-            match self.peers.forward(node, request.shard, request.kind, &request.body, limit(&request)).await
-            {
+            let left = deadline.since(self.runtime.now());
+            match self.peers.forward(node, request.shard, request.kind, &request.body, left).await {
                 Ok(frame) => match refusal_hint(&frame) {
                     Some(hint) => {
                         failure = Failure::unavailable(format!("node {node} does not lead the shard"));
