@@ -105,6 +105,10 @@ impl<R: Runtime> Core<R> {
         let has_records = ready.has_records();
         let shard = replica.engine_shard();
         if let Some(hard_state) = ready.hard_state {
+            // A crash may leave the hard state of a batch without the truncation and entries that go with it. It
+            // must not call committed what is not here yet, or the log's old tail would pass for it.
+            let commit = hard_state.commit.min(ready.apply_through);
+            let hard_state = krita_raft::HardState { commit, ..hard_state };
             log.batch.hard_state(shard, engine_hard_state(hard_state));
         }
         if let Some(index) = ready.truncate_after {
