@@ -22,6 +22,10 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(100);
 const BALANCE_INTERVAL: Duration = Duration::from_millis(500);
 const BALANCE_MOVES_MAX: usize = 4;
 
+/// How long a leader that could not be moved is left alone: while a move is tried the shard takes no writes, and a
+/// target with a hung disk looks well.
+const BALANCE_RETRY: Duration = Duration::from_secs(15);
+
 /// How long an ending node tries to hand its leaderships over.
 const HAND_OFF_MAX: Duration = Duration::from_secs(3);
 
@@ -116,8 +120,9 @@ impl<R: Runtime> Core<R> {
         let Some(shard) = store.checkpoint_due() else { return };
         let meta = self
             .with_replica(shard.0, |replica| {
-                let can = !replica.apply_paused && replica.stopped.is_none();
-                can.then(|| checkpoint_meta(replica))
+                // Also of a replica that has stopped: what it has applied is sound, and it must not keep the
+                // others' checkpoints from being taken.
+                (!replica.hold_output).then(|| checkpoint_meta(replica))
             })
             .flatten();
         let Some(meta) = meta else { return };
@@ -126,15 +131,7 @@ impl<R: Runtime> Core<R> {
             tracing::warn!(shard = shard.0, %error, "checkpoint failed");
             return;
         }
-        if let Some(first) = store.first_index(shard) {
-            self.with_replica(shard.0, |replica| {
-                // A snapshot may have replaced the shard meanwhile; its log begins later then.
-                let first = krita_raft::Index(first.0);
-                if first <= replica.applied.next() {
-                    replica.raft.log_truncated_before(first);
-                }
-            });
-        }
+        self.with_replica(shard.0, |replica| self.tell_first_index(replica));
     }
 
     /// Moves leaderships to where the placement wants them, a few at a time, once the target is well.
@@ -153,13 +150,15 @@ impl<R: Runtime> Core<R> {
                     continue;
                 };
                 let to = ReplicaId(preferred.replica_id);
-                if to == replica.id || moves == BALANCE_MOVES_MAX || !is_caught_up(replica, to) {
+                if to == replica.id || moves == BALANCE_MOVES_MAX || now < replica.balance_at {
                     continue;
                 }
-                if self.peers.is_connected(preferred.node_number)
+                if is_caught_up(replica, to)
+                    && self.peers.is_connected(preferred.node_number)
                     && replica.raft.transfer_leadership(raft_time(now), to).is_ok()
                 {
                     moves += 1;
+                    replica.balance_at = now + BALANCE_RETRY;
                     self.touch(replica);
                 }
             }

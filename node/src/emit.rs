@@ -59,6 +59,10 @@ impl<R: Runtime> Core<R> {
         loop {
             self.round.notified().await;
             self.emit();
+            if !self.dirty.borrow().is_empty() {
+                // A replica with much to do has more; others first.
+                self.runtime.pause().await;
+            }
         }
     }
 
@@ -197,7 +201,9 @@ impl<R: Runtime> Core<R> {
             core.with_replica(shard, |replica| {
                 replica.apply_paused = false;
                 match entries {
-                    // A snapshot may have replaced the log while it was read.
+                    // A snapshot is replacing what the store holds, or has already: asked for again if need be.
+                    _ if replica.hold_output => {}
+                    // A snapshot has replaced the log while it was read.
                     Ok(entries) if replica.applied.next() == from => {
                         replica.apply_entries(&entries);
                     }
@@ -218,10 +224,25 @@ impl<R: Runtime> Core<R> {
                 let now = raft_time(core.runtime.now());
                 match entries {
                     Ok(entries) if !entries.is_empty() => replica.raft.log_loaded(now, load.to, entries),
-                    _ => replica.raft.log_load_failed(now, load.to),
+                    _ => {
+                        // The log keeps what it can, and may have let go of more since Raft was last told. Raft
+                        // must know, or it would ask for the same in vain instead of sending a snapshot.
+                        core.tell_first_index(replica);
+                        replica.raft.log_load_failed(now, load.to);
+                    }
                 }
             });
         });
+    }
+
+    /// Tells Raft where the log on disk begins.
+    pub(crate) fn tell_first_index(&self, replica: &mut Replica<R>) {
+        let Some(first) = replica.store.first_index(replica.engine_shard()) else { return };
+        let first = Index(first.0);
+        // A snapshot may have replaced the shard a moment ago; its log begins later than Raft knows yet.
+        if first <= replica.applied.next() {
+            replica.raft.log_truncated_before(first);
+        }
     }
 
     /// Runs `change` on a replica of this core, if it is here, and notes that it may have output.

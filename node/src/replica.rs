@@ -26,6 +26,9 @@ use crate::wire::Payload;
 /// Entries applied before other work of the core gets its turn.
 const APPLY_SLICE: usize = 512;
 
+/// Confirmed reads that wait until enough is applied. Those that wait to be confirmed Raft bounds.
+const CONFIRMED_MAX: usize = 16 * 1024;
+
 /// One replica.
 ///
 /// Invariant: `applied <= apply_through`, and both only grow.
@@ -68,6 +71,8 @@ pub(crate) struct Replica<R: Runtime> {
     /// Readies whose records, or whose predecessors' records, are on their way to the disk.
     pub(crate) unflushed: usize,
     pub(crate) generation: u64,
+    /// Not before then is leadership handed to where the placement wants it.
+    pub(crate) balance_at: Instant,
 }
 
 /// What a replica is made from.
@@ -189,6 +194,7 @@ impl<R: Runtime> Replica<R> {
             flushed: Notify::new(),
             unflushed: 0,
             generation,
+            balance_at: Instant::default(),
         }
     }
 
@@ -236,6 +242,10 @@ impl<R: Runtime> Replica<R> {
     pub(crate) fn read(&mut self, now: Instant, read: PendingRead) {
         if let Some(reason) = &self.stopped {
             return read.fail(Failure::unavailable(reason.clone()));
+        }
+        if self.confirmed.len() >= CONFIRMED_MAX {
+            return read
+                .fail(Failure::overloaded("too many reads wait for what this shard still has to apply"));
         }
         self.next_token += 1;
         match self.raft.read(raft_time(now), ReadToken(self.next_token)) {

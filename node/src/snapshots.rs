@@ -258,8 +258,10 @@ impl<R: Runtime> Core<R> {
             self.give_up_install(shard);
             return Err(Failure::invalid(format!("{items} items arrived of {items_total}")));
         }
-        let machine = Machine::decode(&checkpoint.machine)
-            .map_err(|_| Failure::invalid("the snapshot's state machine does not decode"))?;
+        let Ok(machine) = Machine::decode(&checkpoint.machine) else {
+            self.give_up_install(shard);
+            return Err(Failure::invalid("the snapshot's state machine does not decode"));
+        };
         // Nothing may be written to the shard while its state is replaced: hold its output, let what is on its
         // way to the disk arrive.
         let flushed = self.with_replica(shard, |replica| {
