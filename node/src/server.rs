@@ -1,6 +1,7 @@
 //! Connections: accepted, brought to the core they want, let in or refused, and then served frame by frame.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -24,13 +25,17 @@ use crate::responder::{ReplySink, Responder};
 /// Requests of one connection that are being worked on; it is not read from while it has this many.
 const REQUESTS_MAX: u32 = 4096;
 
+/// Bytes of one connection's answers that wait for room in its outgoing queue; it is not read from while any do.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+
 /// Frames taken from one connection before the others get their turn.
 const FRAMES_PER_TURN: u32 = 64;
 
 /// One connection's session.
 struct Session {
     sender: FrameSender,
-    sink: Rc<ConnectionSink>,
+    answers: Rc<Answers>,
+    sink: Rc<dyn ReplySink>,
     /// Set on a connection between nodes.
     node: Option<NodePeer>,
 }
@@ -50,25 +55,88 @@ enum Admission {
     Node(v1::NodeIdentity),
 }
 
-/// Answers go to the connection's outgoing queue.
-struct ConnectionSink {
-    sender: FrameSender,
-    open: Cell<u32>,
-    answered: Notify,
+/// Answers go to the connection's outgoing queue; what finds it full waits here for room, since one round may answer
+/// more than the queue takes of a client that reads as fast as it can.
+struct ConnectionSink<R: Runtime> {
+    runtime: R,
+    answers: Rc<Answers>,
 }
 
-impl ReplySink for ConnectionSink {
-    fn reply(&self, correlation: u64, kind: FrameKind, body: Bytes) {
-        self.open.set(self.open.get().saturating_sub(1));
-        self.answered.notify();
-        match self.sender.send_body(kind, Flags::NONE, correlation, &body) {
+/// The answers of one connection.
+struct Answers {
+    sender: FrameSender,
+    /// Requests whose answer has not been queued yet.
+    open: Cell<u32>,
+    answered: Notify,
+    waiting: RefCell<VecDeque<(u64, FrameKind, Bytes)>>,
+    waiting_bytes: Cell<usize>,
+    /// A task moves what waits into the queue.
+    is_moving: Cell<bool>,
+}
+
+impl Answers {
+    fn new(sender: FrameSender) -> Rc<Self> {
+        Rc::new(Self {
+            sender,
+            open: Cell::new(0),
+            answered: Notify::new(),
+            waiting: RefCell::default(),
+            waiting_bytes: Cell::new(0),
+            is_moving: Cell::new(false),
+        })
+    }
+
+    /// Whether the connection has as much to answer as it may.
+    fn is_full(&self) -> bool {
+        self.open.get() >= REQUESTS_MAX || !self.waiting.borrow().is_empty()
+    }
+
+    /// Queues an answer. False if there is no room for it now.
+    fn queue(&self, correlation: u64, kind: FrameKind, body: &Bytes) -> bool {
+        match self.sender.send_body(kind, Flags::NONE, correlation, body) {
             Ok(()) | Err(SendError::Closed(_)) => {}
-            // An answer that is lost would leave the client waiting: rather end the connection.
-            Err(SendError::Full) => self.sender.close("answers are not being read"),
+            Err(SendError::Full) => return false,
             Err(SendError::Frame(error)) => {
                 tracing::error!(%error, "an answer does not fit a frame");
                 self.sender.close("an answer does not fit a frame");
             }
+        }
+        self.open.set(self.open.get().saturating_sub(1));
+        self.answered.notify();
+        true
+    }
+
+    /// Moves what waits into the queue as room comes. Ends soon if the connection does.
+    async fn move_waiting(self: Rc<Self>) {
+        loop {
+            self.sender.room().await;
+            let Some((correlation, kind, body)) = self.waiting.borrow_mut().pop_front() else { break };
+            if self.queue(correlation, kind, &body) {
+                self.waiting_bytes.set(self.waiting_bytes.get() - body.len());
+            } else {
+                self.waiting.borrow_mut().push_front((correlation, kind, body));
+            }
+        }
+        self.is_moving.set(false);
+        self.answered.notify();
+    }
+}
+
+impl<R: Runtime> ReplySink for ConnectionSink<R> {
+    fn reply(&self, correlation: u64, kind: FrameKind, body: Bytes) {
+        let answers = &self.answers;
+        if answers.queue(correlation, kind, &body) {
+            return;
+        }
+        let bytes = answers.waiting_bytes.get() + body.len();
+        if bytes > WAITING_BYTES_MAX {
+            // An answer that is lost would leave the client waiting: rather end the connection.
+            return answers.sender.close("answers are not being read");
+        }
+        answers.waiting_bytes.set(bytes);
+        answers.waiting.borrow_mut().push_back((correlation, kind, body));
+        if !answers.is_moving.replace(true) {
+            self.runtime.spawn(TaskClass::Foreground, "answers", answers.clone().move_waiting());
         }
     }
 }
@@ -131,13 +199,13 @@ impl<R: Runtime> Core<R> {
             return;
         }
         let (receiver, sender) = connection.split();
-        let sink =
-            Rc::new(ConnectionSink { sender: sender.clone(), open: Cell::new(0), answered: Notify::new() });
+        let answers = Answers::new(sender.clone());
+        let sink = Rc::new(ConnectionSink { runtime: self.runtime.clone(), answers: answers.clone() });
         let node = match admission {
             Admission::Client => None,
             Admission::Node(identity) => Some(NodePeer { identity, number: Cell::new(None), is_early }),
         };
-        let session = Session { sender, sink, node };
+        let session = Session { sender, answers, sink, node };
         self.serve_frames(receiver, session).await;
     }
 
@@ -223,10 +291,12 @@ impl<R: Runtime> Core<R> {
                 }
             };
             self.on_frame(&session, frame);
-            while session.sink.open.get() >= REQUESTS_MAX && session.sender.is_open() {
-                session.sink.answered.notified().await;
+            if session.node.is_none() {
+                while session.answers.is_full() && session.sender.is_open() {
+                    session.answers.answered.notified().await;
+                }
+                session.sender.room().await;
             }
-            session.sender.room().await;
             frames += 1;
             if frames == FRAMES_PER_TURN {
                 frames = 0;
@@ -236,7 +306,7 @@ impl<R: Runtime> Core<R> {
     }
 
     fn open_responder(&self, session: &Session, correlation: u64, changes_data: bool) -> Responder {
-        session.sink.open.set(session.sink.open.get() + 1);
+        session.answers.open.set(session.answers.open.get() + 1);
         Responder::new(session.sink.clone(), correlation, changes_data)
     }
 
@@ -256,6 +326,11 @@ impl<R: Runtime> Core<R> {
             // How many shards there are is not known yet, so nothing can be said of the request itself.
             Some(_) if shard_count.is_none() => {
                 self.open_responder(session, frame.correlation, false).fail(&self.not_serving());
+            }
+            // Another node's connection is always read from: the groups' own messages come on it, too.
+            Some(Ok(_)) if session.node.is_some() && session.answers.is_full() => {
+                let failure = Failure::overloaded("too many requests of this node wait for their answers");
+                self.open_responder(session, frame.correlation, false).fail(&failure);
             }
             Some(Ok(request)) => {
                 let responder = self.open_responder(session, frame.correlation, request.changes_data());
