@@ -173,7 +173,7 @@ async fn values_of<R: Runtime>(
     Err(Failure::overloaded("the keys change faster than they can be read"))
 }
 
-/// One page of a scan. It ends early once it holds [`PAGE_BYTES_MAX`] bytes.
+/// One page of a scan. It ends before it would hold more than [`PAGE_BYTES_MAX`] bytes, but not without an item.
 async fn read_page<R: Runtime>(
     store: &Store<R>,
     shard: ShardId,
@@ -184,10 +184,6 @@ async fn read_page<R: Runtime>(
     let mut items = Vec::with_capacity(slots.len());
     let mut bytes = 0;
     for (key, slot) in slots {
-        if bytes >= PAGE_BYTES_MAX {
-            more = true;
-            break;
-        }
         let (value, version) = match scan.keys_only {
             true => (Bytes::new(), slot.version.0),
             false => match store.value(shard, &key, &slot).await {
@@ -201,6 +197,11 @@ async fn read_page<R: Runtime>(
             },
         };
         bytes += key.len() + value.len();
+        if bytes > PAGE_BYTES_MAX && !items.is_empty() {
+            // Not one more, large as it may be: the page must fit a frame.
+            more = true;
+            break;
+        }
         items.push(v1::ScanItem { key, value, version });
     }
     Ok(v1::ScanReply { items, more, served_by: None })
