@@ -41,6 +41,9 @@ pub(crate) struct Inner<R: Runtime> {
     pub(crate) statistics: RefCell<Statistics>,
     /// The last handle is gone.
     pub(crate) closed: Cell<bool>,
+    /// Tasks that may still change files of this log; told when one ends.
+    tasks: Cell<u32>,
+    task_ended: Notify,
 }
 
 /// The parts that recovery hands over.
@@ -74,7 +77,32 @@ impl<R: Runtime> Inner<R> {
             next_number: Cell::new(parts.next_number),
             statistics: RefCell::default(),
             closed: Cell::new(false),
+            tasks: Cell::new(0),
+            task_ended: Notify::new(),
         })
+    }
+
+    /// Starts a task that [`Inner::ended`] waits for.
+    pub(crate) fn spawn(
+        self: &Rc<Self>,
+        class: TaskClass,
+        name: &'static str,
+        task: impl Future<Output = ()> + 'static,
+    ) {
+        self.tasks.set(self.tasks.get() + 1);
+        let inner = self.clone();
+        self.runtime.spawn(class, name, async move {
+            task.await;
+            inner.tasks.set(inner.tasks.get() - 1);
+            inner.task_ended.notify();
+        });
+    }
+
+    /// Waits until no task changes this log's files any more. They end once the last handle is gone.
+    pub(crate) async fn ended(&self) {
+        while self.tasks.get() > 0 {
+            self.task_ended.notified().await;
+        }
     }
 
     pub(crate) fn nonce(&self) -> u64 {
@@ -173,7 +201,7 @@ impl<R: Runtime> Inner<R> {
         let remove = Box::new(move |number| {
             let Some(inner) = inner.upgrade() else { return };
             let task = inner.clone();
-            inner.runtime.spawn(TaskClass::Background, "checkpoint removal", async move {
+            inner.spawn(TaskClass::Background, "checkpoint removal", async move {
                 let path = task.checkpoint_identity(shard, number).path(&task.options.directory);
                 // An orphan that stays is removed when the store is opened next.
                 if let Err(error) = task.runtime.remove_file(&path).await {

@@ -78,8 +78,8 @@ pub async fn open<R: Runtime>(
         log::seal(&inner).await;
         inner.check_poison().map_err(|error| failed(std::io::Error::other(error)))?;
     }
-    inner.runtime.spawn(TaskClass::Foreground, "log writer", log::run(inner.clone()));
-    inner.runtime.spawn(TaskClass::Background, "log maintenance", inner::maintain(inner.clone()));
+    inner.spawn(TaskClass::Foreground, "log writer", log::run(inner.clone()));
+    inner.spawn(TaskClass::Background, "log maintenance", inner::maintain(inner.clone()));
     Ok((Store { _handle: Rc::new(Handle { inner: inner.clone() }), inner }, told))
 }
 
@@ -141,6 +141,14 @@ impl<R: Runtime> Clone for Store<R> {
 }
 
 impl<R: Runtime> Store<R> {
+    /// Lets go of the store and waits until nothing of it touches the log's files any more: the log may then be
+    /// opened again. All other handles, and what was made from the store, must have been dropped.
+    pub async fn close(self) {
+        let inner = self.inner.clone();
+        drop(self);
+        inner.ended().await;
+    }
+
     /// Creates shards with empty indexes and empty logs, all by one flush if their meta data is small.
     /// Durable on return, all or none. A shard that is here already is an error.
     pub async fn create_shards(&self, shards: Vec<NewShard>) -> Result<(), LogError> {

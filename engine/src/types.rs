@@ -68,7 +68,8 @@ impl Index {
 /// How a store is opened. `Options::new` gives the defaults.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The directory of this log alone. Created if absent. The caller holds the lock on the data directory.
+    /// The directory of this log alone. Created if absent. The caller holds the lock on the data directory,
+    /// which also says that no write of an earlier process is in flight any more.
     pub directory: PathBuf,
     /// The number of this log. A directory with another log's files is refused.
     pub log: LogId,

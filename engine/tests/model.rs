@@ -540,7 +540,11 @@ fn run_seed(seed: u64, counts: &Rc<RefCell<Counts>>) {
         world.simulation.run_for(Duration::from_micros(random.between(1_000, 400_000)));
         assert_eq!(store.poisoned(), None);
         match random.below(4) {
-            0 => world.simulation.kill(world.host),
+            0 => {
+                // A process is gone, and its lock on the directory free, once its writes in flight have ended.
+                world.simulation.kill(world.host);
+                world.simulation.run_for(Duration::from_millis(20));
+            }
             _ => world.simulation.crash(world.host),
         }
         counts.borrow_mut().recycled += store.statistics().segments_recycled;
