@@ -7,4 +7,5 @@
 pub mod history;
 pub mod linearizability;
 pub mod process;
+pub mod simulation;
 pub mod source;
