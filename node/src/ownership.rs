@@ -265,6 +265,11 @@ async fn hand_off<R: Runtime>(
             })?;
         }
         mark_created(runtime, &config.data_directory.join(format!("log-{to:03}.created"))).await?;
+        target.close().await;
+    }
+    // The logs are about to be opened by the cores that own them: nothing here may touch their files by then.
+    for (source, _) in sources {
+        source.close().await;
     }
     for handoff in &handoffs {
         ownership.shard_logs[handoff.shard as usize - 1] = Some(handoff.to);
