@@ -212,6 +212,13 @@ impl Demo {
                 "{client} --tls-cert-path {directory}/certs --token \"$(cat {directory}/admin.token)\""
             );
         }
+        // The last one: the commands above name the first.
+        let victim = self.ports.len();
+        let kill_text = if victim >= 3 {
+            "Each node leads some of the shards, as health-check shows. Kill one, and everything goes on"
+        } else {
+            "Kill a node, start it again, and find everything that was written"
+        };
         let (first, last) = (port, port + self.ports.len() as u16 - 1);
         format!(
             "{} nodes serve on 127.0.0.1, ports {first} to {last}, after {:.1} s. In a second terminal, in this folder:\n\
@@ -221,15 +228,15 @@ impl Demo {
              list some          {client} list-keys capital:\n\
              how is everyone    {client} health-check --all\n\
              \n\
-             Each node leads some of the shards, as health-check shows. Kill one, and everything goes on:\n\
-             kill a leader      kill -9 $(cat {directory}/node1/kritad.pid)\n\
+             {kill_text}:\n\
+             kill a leader      kill -9 $(cat {directory}/node{victim}/kritad.pid)\n\
              start it again     {}\n\
              \n\
              stop               Ctrl-C here; the data stays, and the same command brings it back\n\
              erase              rm -r {directory}",
             self.ports.len(),
             started.elapsed().as_secs_f64(),
-            self.restart(1),
+            self.restart(victim),
         )
     }
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use krita_runtime::glommio::{Signals, signals};
 
 use crate::Failure;
-use crate::arguments::InitArguments;
+use crate::arguments::{InitArguments, NodeArguments};
 use crate::children::{NodeProcess, NodeStart, stop_all};
 use crate::demo::command_line;
 use crate::examples::{self, LocalCluster};
-use crate::files::{CONFIG_FILE, TOKEN_FILE};
+use crate::files::{CONFIG_FILE, TOKEN_FILE, load_config};
 use crate::layout::{self, AdminToken, NodeFile, check_ports};
 use crate::wait::Vain;
 
@@ -110,7 +110,7 @@ fn load_examples(
             config: &config,
             pid_file: None,
             output: None,
-            set: &["log_level=warn"],
+            set: &["log_level=error"],
         })?);
     }
     let certificates = Path::new(layout::CERTIFICATES_FOLDER);
@@ -138,12 +138,14 @@ fn load_examples(
 
 fn next_steps(arguments: &InitArguments, folders: &[String]) -> String {
     let kritad = command_line("kritad");
-    let client = format!(
-        "{} --port {} --cluster-name {}",
-        command_line("kritaclient"),
-        arguments.port,
-        arguments.cluster_name
-    );
+    // What stands in the file, which may be the user's own, rules over what this command would have written.
+    let first = Path::new(&folders[0]).join(CONFIG_FILE);
+    let (port, cluster_name) =
+        match load_config(&NodeArguments { config: Some(first), ..NodeArguments::default() }) {
+            Ok(loaded) => (loaded.config.port, loaded.config.cluster_name),
+            Err(_) => (arguments.port, arguments.cluster_name.clone()),
+        };
+    let client = format!("{} --port {port} --cluster-name {cluster_name}", command_line("kritaclient"));
     let starts: Vec<String> = folders
         .iter()
         .map(|folder| {
