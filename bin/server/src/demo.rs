@@ -207,7 +207,9 @@ impl Demo {
         let mut client =
             format!("{} --port {port} --cluster-name {CLUSTER_NAME}", command_line("kritaclient"));
         let directory = shown(&self.directory);
-        if self.directory != Path::new(DEFAULT_DIRECTORY) {
+        // By itself kritaclient looks into this folder first, then into the demo's usual one.
+        let has_own = ["admin.token", "certs"].iter().any(|name| Path::new(name).exists());
+        if has_own || self.directory != Path::new(DEFAULT_DIRECTORY) {
             client = format!(
                 "{client} --tls-cert-path {directory}/certs --token \"$(cat {directory}/admin.token)\""
             );
