@@ -227,7 +227,7 @@ impl<R: Runtime> Core<R> {
 }
 
 /// A snapshot on its way in that nobody continues for this long is given up.
-const INCOMING_IDLE_MAX: Duration = Duration::from_secs(30);
+const INCOMING_IDLE_MAX: Duration = Duration::from_secs(5);
 
 fn is_caught_up<R: Runtime>(replica: &Replica<R>, to: ReplicaId) -> bool {
     let status = replica.raft.status();

@@ -125,18 +125,17 @@ impl<R: Runtime> Core<R> {
         for core in (1..self.mesh.cores()).map(CoreId) {
             self.send_to_core(core, CoreMessage::Serve(serve.clone()));
         }
-        self.begin_serving(serve.clone());
-        self.finish_forming().await
+        self.begin_serving(serve);
+        Ok(())
     }
 
     /// Until the cluster is formed: one round after the other. `None`: the node was told to stop.
     async fn form(self: &Rc<Self>) -> Result<Option<ClusterRecord>, NodeFailure> {
-        let links = FormingLinks { core: self.clone(), links: RefCell::default() };
+        let links = Rc::new(FormingLinks { core: self.clone(), links: RefCell::default() });
         let mut rounds = 0;
         let mut last = String::new();
         loop {
             if let Some(record) = self.forming_step(&links).await? {
-                links.stop();
                 tracing::info!(
                     cluster = record.cluster_name,
                     members = record.members.len(),
@@ -159,10 +158,11 @@ impl<R: Runtime> Core<R> {
         }
     }
 
-    /// One round of forming: persist what must be, then ask whom must be asked. The record, once it is final.
+    /// One round of forming: persist what must be, then ask whom must be asked. The record, once it is final; whoever
+    /// must then be told so is told in the background, and learns it by asking if that fails.
     async fn forming_step(
         self: &Rc<Self>,
-        links: &FormingLinks<R>,
+        links: &Rc<FormingLinks<R>>,
     ) -> Result<Option<ClusterRecord>, NodeFailure> {
         let fresh = ClusterId::random(&self.runtime);
         let step = self.with_forming(|forming| forming.step(fresh));
@@ -170,10 +170,14 @@ impl<R: Runtime> Core<R> {
             self.persist_cluster(state).await?;
         }
         if let Some(record) = self.with_forming(|forming| forming.formed().cloned()) {
+            let links = links.clone();
+            self.runtime.spawn(TaskClass::Foreground, "tell-formed", async move {
+                links.ask_all(step.requests).await;
+                links.stop();
+            });
             return Ok(Some(record));
         }
-        let asked: Vec<_> = step.requests.into_iter().map(|request| links.ask(request)).collect();
-        futures_util::future::join_all(asked).await;
+        links.ask_all(step.requests).await;
         Ok(self.with_forming(|forming| forming.formed().cloned()))
     }
 
@@ -182,26 +186,6 @@ impl<R: Runtime> Core<R> {
             .await
             .map_err(|error| NodeFailure(error.to_string()))?;
         self.with_forming(Forming::persisted);
-        Ok(())
-    }
-
-    /// Once formed, whoever has not heard so is told, until all have been.
-    async fn finish_forming(self: &Rc<Self>) -> Result<(), NodeFailure> {
-        let links = FormingLinks { core: self.clone(), links: RefCell::default() };
-        while !self.is_ending() {
-            let fresh = ClusterId::random(&self.runtime);
-            let step = self.with_forming(|forming| forming.step(fresh));
-            if let Some(state) = &step.persist {
-                self.persist_cluster(state).await?;
-            }
-            if step.requests.is_empty() {
-                break;
-            }
-            let asked: Vec<_> = step.requests.into_iter().map(|request| links.ask(request)).collect();
-            futures_util::future::join_all(asked).await;
-            self.runtime.sleep(FORMING_INTERVAL).await;
-        }
-        links.stop();
         Ok(())
     }
 
@@ -293,6 +277,11 @@ impl<R: Runtime> FormingLinks<R> {
             .entry(address.to_owned())
             .or_insert_with(|| self.core.peers.forming_link(address, self.core.bare_identity()));
         link.clone()
+    }
+
+    async fn ask_all(&self, requests: Vec<Request>) {
+        let asked = requests.into_iter().map(|request| self.ask(request));
+        futures_util::future::join_all(asked).await;
     }
 
     async fn ask(&self, request: Request) {

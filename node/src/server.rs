@@ -327,6 +327,14 @@ impl<R: Runtime> Core<R> {
             Some(_) if shard_count.is_none() => {
                 self.open_responder(session, frame.correlation, false).fail(&self.not_serving());
             }
+            // A node asks for data only on behalf of a client whom it has let in itself.
+            Some(Ok(request)) if session.node.is_some() && !self.may_forward(session, &request) => {
+                let failure = Failure::new(
+                    ErrorCode::PermissionDenied,
+                    "a connection between nodes carries only what members of the cluster forward",
+                );
+                self.open_responder(session, frame.correlation, false).fail(&failure);
+            }
             // Another node's connection is always read from: the groups' own messages come on it, too.
             Some(Ok(_)) if session.node.is_some() && session.answers.is_full() => {
                 let failure = Failure::overloaded("too many requests of this node wait for their answers");
@@ -386,6 +394,10 @@ impl<R: Runtime> Core<R> {
             Ok(message) => then(self, message, responder),
             Err(error) => responder.fail(&Failure::invalid(error.to_string())),
         }
+    }
+
+    fn may_forward(&self, session: &Session, request: &ShardRequest) -> bool {
+        request.forwarded && self.member_number(session).is_some()
     }
 
     /// The number of the node at the other end, if it is a member with the disk that the cluster knows.

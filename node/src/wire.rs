@@ -1,6 +1,6 @@
 //! Raft messages on the wire: `krita_raft::Message` to and from `krita.v1.RaftMessage`, field by field.
 //!
-//! Entries keep their payload as a slice of the frame they came in; nothing is copied.
+//! Large payloads stay slices of the frame they came in.
 
 use std::collections::BTreeSet;
 
@@ -20,6 +20,9 @@ impl krita_raft::Payload for Payload {
         self.0.len()
     }
 }
+
+/// Payloads below this many bytes are copied out of the frame that they came in.
+const UNPINNED_BYTES: usize = 16 * 1024;
 
 /// The wire form of a group's message.
 pub(crate) fn encode(shard: u32, message: Message<Payload>) -> v1::RaftMessage {
@@ -118,7 +121,7 @@ fn decode_append(append: v1::RaftAppend) -> Option<Body<Payload>> {
             term: Term(entry.term),
             index: Index(index),
             kind: kind_of(entry.kind)?,
-            payload: Payload(entry.payload),
+            payload: Payload(unpinned(entry.payload)),
         })
     });
     Some(Body::Append {
@@ -128,6 +131,14 @@ fn decode_append(append: v1::RaftAppend) -> Option<Body<Payload>> {
         entries: entries.collect::<Option<Vec<_>>>()?,
         round: Round(append.round),
     })
+}
+
+/// A small payload is copied out of its frame: it may stay in memory for long, and would keep the whole frame with it.
+fn unpinned(payload: Bytes) -> Bytes {
+    match payload.len() < UNPINNED_BYTES {
+        true => Bytes::copy_from_slice(&payload),
+        false => payload,
+    }
 }
 
 fn encode_answer(round: Round, answer: AppendAnswer) -> v1::RaftAppendReply {
