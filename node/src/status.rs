@@ -161,6 +161,9 @@ impl<R: Runtime> Core<R> {
             whole.problems.extend(part.problems);
         }
         whole.shards.sort_by_key(|shard| shard.shard);
+        // Every core sees the same trouble with a peer.
+        whole.problems.sort();
+        whole.problems.dedup();
         whole.state = self.state_text(&whole);
         whole
     }
@@ -284,9 +287,13 @@ impl<R: Runtime> Core<R> {
             rounds = if status.state == last { rounds + 1 } else { 0 };
             let is_well = status.state == "serving";
             if rounds == 0 || (!is_well && rounds % WATCH_LOG_EVERY == 0) {
-                match is_well {
-                    true => tracing::info!(shards = status.shards_total, led = status.shards_led, "serving"),
-                    false => tracing::warn!(problems = ?status.problems, "{}", status.state),
+                match (is_well, rounds) {
+                    (true, _) => {
+                        tracing::info!(shards = status.shards_total, led = status.shards_led, "serving")
+                    }
+                    // Every start goes through this; it is worth a warning only if it lasts.
+                    (false, 0) => tracing::info!(problems = ?status.problems, "{}", status.state),
+                    (false, _) => tracing::warn!(problems = ?status.problems, "{}", status.state),
                 }
             }
             last = status.state;

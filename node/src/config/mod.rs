@@ -334,7 +334,7 @@ fn token(values: &Values<'_>, insecure: bool, errors: &mut Vec<String>) -> Optio
         }
         (None, None) if !insecure => {
             errors.push(
-                "no token: set token_sha256 (`init` writes it) or KRITA_TOKEN; insecure: true does without, for \
+                "no token: put admin.token beside the file (`init` does), or set KRITA_TOKEN or token_sha256; insecure: true does without, for \
                  trials on one machine"
                     .to_owned(),
             );
