@@ -334,8 +334,8 @@ fn token(values: &Values<'_>, insecure: bool, errors: &mut Vec<String>) -> Optio
         }
         (None, None) if !insecure => {
             errors.push(
-                "no token: put admin.token beside the file (`init` does), or set KRITA_TOKEN or token_sha256; insecure: true does without, for \
-                 trials on one machine"
+                "no token: put admin.token beside the file (`init` does), or set KRITA_TOKEN or token_sha256; \
+                 insecure: true does without, for trials on one machine"
                     .to_owned(),
             );
             None
