@@ -53,6 +53,7 @@ impl<R: Runtime> Core<R> {
         let news = self.peers.tick(now);
         let mut guard = self.serving.borrow_mut();
         let Some(serving) = guard.as_mut() else { return };
+        let mut superseded = Vec::new();
         for replica in serving.replicas.values_mut() {
             if replica.raft.next_tick() <= raft_time(now) {
                 replica.raft.tick(raft_time(now));
@@ -60,6 +61,9 @@ impl<R: Runtime> Core<R> {
             }
             if is_expire_due {
                 replica.expire(now);
+            }
+            if replica.is_install_superseded {
+                superseded.push(replica.shard);
             }
         }
         for lost in &news.lost {
@@ -71,8 +75,10 @@ impl<R: Runtime> Core<R> {
             self.on_core_death(serving, now, *silent);
         }
         drop(guard);
-        if is_expire_due {
-            self.abandon_incoming(|incoming| incoming.is_idle_since(now - INCOMING_IDLE_MAX));
+        if is_expire_due || !superseded.is_empty() {
+            self.abandon_incoming(|incoming| {
+                incoming.is_idle_since(now - INCOMING_IDLE_MAX) || superseded.contains(&incoming.shard())
+            });
         }
     }
 

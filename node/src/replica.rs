@@ -64,6 +64,8 @@ pub(crate) struct Replica<R: Runtime> {
     pub(crate) is_dirty: bool,
     /// A snapshot is on its way in, and Raft's log is frozen for it.
     pub(crate) is_installing: bool,
+    /// Another leader, or another term of it, is known since the snapshot began: nobody will continue it.
+    pub(crate) is_install_superseded: bool,
     /// The snapshot is being swapped in: nothing may be written to the shard meanwhile.
     pub(crate) hold_output: bool,
     /// Told when `unflushed` has become 0.
@@ -190,6 +192,7 @@ impl<R: Runtime> Replica<R> {
             next_token: 0,
             is_dirty: false,
             is_installing: false,
+            is_install_superseded: false,
             hold_output: false,
             flushed: Notify::new(),
             unflushed: 0,
@@ -290,7 +293,10 @@ impl<R: Runtime> Replica<R> {
                     proposal.responder.fail(&failure);
                 }
             }
-            RaftChange::LeaderKnown { leader, .. } => self.leader = leader,
+            RaftChange::LeaderKnown { leader, .. } => {
+                self.leader = leader;
+                self.is_install_superseded = self.is_installing && leader.is_some();
+            }
         }
     }
 

@@ -165,6 +165,7 @@ impl<R: Runtime> Core<R> {
             }
             replica.raft.snapshot_begin(now, &meta).then(|| {
                 replica.is_installing = true;
+                replica.is_install_superseded = false;
                 Ok((replica.store.clone(), replica.generation))
             })
         });
@@ -284,6 +285,7 @@ impl<R: Runtime> Core<R> {
         self.with_replica(shard, |replica| {
             replica.hold_output = false;
             replica.is_installing = false;
+            replica.is_install_superseded = false;
             match &finished {
                 Ok(()) => replica.take_snapshot(now, machine, meta.clone()),
                 Err(_) => replica.raft.snapshot_abandoned(now),
@@ -329,6 +331,7 @@ impl<R: Runtime> Core<R> {
         self.with_replica(shard, |replica| {
             if replica.is_installing {
                 replica.is_installing = false;
+                replica.is_install_superseded = false;
                 replica.hold_output = false;
                 replica.raft.snapshot_abandoned(now);
             }

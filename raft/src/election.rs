@@ -137,7 +137,8 @@ impl<P: Payload> Raft<P> {
     pub(crate) fn pre_vote(&mut self, from: ReplicaId, term: Term, last: Position) {
         self.hear_candidate();
         let core = &mut self.core;
-        let may_lead = core.log.is_behind_or_equal(last) && core.installing.is_none();
+        // Not even a snapshot on its way in is a reason to refuse: its sender may be the one that died.
+        let may_lead = core.log.is_behind_or_equal(last);
         if term > core.term() && may_lead && !core.is_promised() && !matches!(self.role, Role::Leader(_)) {
             core.send_in_term(from, term, Body::PreVoteReply { granted: true });
         } else {
