@@ -160,7 +160,10 @@ mod tests {
         #[test]
         fn a_walk_sees_the_start(
             before in proptest::collection::vec((0u8..40, any::<bool>()), 0..60),
-            steps in proptest::collection::vec((1usize..5, proptest::collection::vec((0u8..40, any::<bool>()), 0..6)), 0..80),
+            steps in proptest::collection::vec(
+                (1usize..5, proptest::collection::vec((0u8..40, any::<bool>()), 0..6)),
+                0..80,
+            ),
         ) {
             let mut index = KeyIndex::default();
             let mut version = 0;

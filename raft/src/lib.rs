@@ -10,8 +10,8 @@
 //!
 //! The caller, here called the driver, owns disk, network and clock. It feeds in what happened, with the time:
 //! [`Raft::step`] for a message, [`Raft::tick`] when [`Raft::next_tick`] has come, [`Raft::propose`],
-//! [`Raft::read`], [`Raft::durable`], [`Raft::applied`]. Then it asks [`Raft::ready`] what to do. [`Ready`] is the whole
-//! contract: each of its fields says before or after which point of durability it acts.
+//! [`Raft::read`], [`Raft::durable`], [`Raft::applied`]. Then it asks [`Raft::ready`] what to do. [`Ready`] is
+//! the whole contract: each of its fields says before or after which point of durability it acts.
 //!
 //! Durability is asynchronous. A Ready's records may be on their way to disk while the next Readies are made, so
 //! one slow flush stops neither heartbeats nor the collecting of the next batch. Three rules make that safe:
@@ -44,8 +44,8 @@
 //! answer. The commit index travels with the next append or heartbeat.
 //!
 //! A leader opens its term with an entry of its own ([`EntryKind::TermStart`]). Entries of earlier terms are never
-//! committed by counting, only together with one of its own; and until that is committed it serves no read, as it cannot
-//! know what its predecessor had committed.
+//! committed by counting, only together with one of its own; and until that is committed it serves no read, as
+//! it cannot know what its predecessor had committed.
 //!
 //! # Reads
 //!
@@ -54,8 +54,8 @@
 //! anything by then, and the read is served at the commit index of the round's start. A *lease* saves the round trip:
 //! the promises behind a quorum's answers to a round hold for an election timeout from when it was *sent*, so for
 //! somewhat less than that (clocks drift) nobody else can be leader. There is none while leadership is being
-//! handed over, for the rest of the term once a target was told to campaign, in a silent group, and from rounds before a
-//! pause of the process. The lease is judged by the time that the caller of [`Raft::read`] gives.
+//! handed over, for the rest of the term once a target was told to campaign, in a silent group, and from rounds
+//! before a pause of the process. The lease is judged by the time that the caller of [`Raft::read`] gives.
 //!
 //! # Silence
 //!

@@ -32,7 +32,8 @@ fn the_group_is_safe_in_every_seed() {
             Ok(of_seed) => totals.add(&of_seed),
             Err(panic) => {
                 eprintln!(
-                    "seed {seed} failed; replay it with\n  KRITA_SEED={seed} cargo test -p krita-raft --test simulated_group"
+                    "seed {seed} failed; replay it with\n  \
+                     KRITA_SEED={seed} cargo test -p krita-raft --test simulated_group"
                 );
                 std::panic::resume_unwind(panic);
             }

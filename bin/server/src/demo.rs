@@ -223,7 +223,8 @@ impl Demo {
         };
         let (first, last) = (port, port + self.ports.len() as u16 - 1);
         format!(
-            "{} nodes serve on 127.0.0.1, ports {first} to {last}, after {:.1} s. In a second terminal, in this folder:\n\
+            "{} nodes serve on 127.0.0.1, ports {first} to {last}, after {:.1} s. \
+             In a second terminal, in this folder:\n\
              \n\
              read a key         {client} get capital:France\n\
              write one          {client} put hello world\n\

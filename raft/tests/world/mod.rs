@@ -1,6 +1,8 @@
 //! The simulated world of one group: clocks, network, disks, faults and clients, all driven by one seed.
 
+mod chance;
 mod checks;
+mod totals;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -9,62 +11,14 @@ use std::time::Duration;
 use krita_raft::*;
 
 use crate::common::{Disk, Machine, Replica};
+use chance::Random;
 use checks::Checks;
+pub(crate) use totals::Totals;
 
 const MILLISECOND: u64 = 1_000_000;
 /// How long faults go on, and how long the healed group then has to agree.
 const FAULTY: u64 = 30_000 * MILLISECOND;
 const HEALED: u64 = 8_000 * MILLISECOND;
-
-/// What happened in a run, or in many.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Totals {
-    pub(crate) elections: u64,
-    pub(crate) crashes: u64,
-    pub(crate) writes_acknowledged: u64,
-    pub(crate) reads_done: u64,
-    pub(crate) reads_leased: u64,
-    pub(crate) snapshots: u64,
-    pub(crate) truncations: u64,
-    pub(crate) silences: u64,
-    pub(crate) transfers: u64,
-    pub(crate) log_loads: u64,
-}
-
-impl Totals {
-    pub(crate) fn add(&mut self, other: &Totals) {
-        self.elections += other.elections;
-        self.crashes += other.crashes;
-        self.writes_acknowledged += other.writes_acknowledged;
-        self.reads_done += other.reads_done;
-        self.reads_leased += other.reads_leased;
-        self.snapshots += other.snapshots;
-        self.truncations += other.truncations;
-        self.silences += other.silences;
-        self.transfers += other.transfers;
-        self.log_loads += other.log_loads;
-    }
-}
-
-pub(crate) struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 enum Event {
     Deliver(Message<Vec<u8>>),

@@ -246,7 +246,10 @@ impl Storage {
     }
 
     fn apply(&mut self, change: Change) {
-        let is = |entry: Option<&Entry>, inode: &Rc<Inode>| matches!(entry, Some(Entry::File(file)) if Rc::ptr_eq(file, inode));
+        let is = |entry: Option<&Entry>, inode: &Rc<Inode>| match entry {
+            Some(Entry::File(file)) => Rc::ptr_eq(file, inode),
+            _ => false,
+        };
         match change {
             Change::Create(path, entry) => {
                 self.durable.insert(path, entry);

@@ -459,7 +459,8 @@ mod tests {
                         return Ok(());
                     }
                     Next::Retry(retry) => {
-                        prop_assert!(!(retry.new_session_at_ms.is_some() && ambiguous), "a new id for what may be applied");
+                        let is_new_id = retry.new_session_at_ms.is_some();
+                        prop_assert!(!(is_new_id && ambiguous), "a new id for what may be applied");
                         now = now.after(retry.pause_ms);
                         prop_assert!(now < call.deadline(), "a pause past the deadline");
                     }

@@ -169,7 +169,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_merge_is_the_sorted_union_in_bounded_memory(
-            shards in prop::collection::vec(prop::collection::btree_set(prop::collection::vec(any::<u8>(), 1..4), 0..40), 1..8),
+            shards in prop::collection::vec(
+                prop::collection::btree_set(prop::collection::vec(any::<u8>(), 1..4), 0..40),
+                1..8,
+            ),
             items_max in 1usize..7,
             start in prop::collection::vec(any::<u8>(), 0..3),
         ) {
