@@ -277,8 +277,13 @@ impl<R: Runtime> Peers<R> {
         );
         let (wanted, cluster_id) = (member.clone(), cluster.record.cluster_id);
         options.check = Rc::new(move |reply| check_reply(&wanted, &cluster_id.to_bytes(), reply));
-        let state = self.state.clone();
-        options.on_event = Rc::new(move |event| state.borrow_mut().on_event(peer, event));
+        // The state holds the link, so the link must not hold the state.
+        let state = Rc::downgrade(&self.state);
+        options.on_event = Rc::new(move |event| {
+            if let Some(state) = state.upgrade() {
+                state.borrow_mut().on_event(peer, event);
+            }
+        });
         options
     }
 
