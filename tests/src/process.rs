@@ -19,6 +19,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kritaclient::Options;
+
 /// How long the start of a cluster may take, and its forming.
 const START_MAX: Duration = Duration::from_secs(60);
 
@@ -244,6 +246,21 @@ impl Cluster {
     /// A node's port.
     pub fn port(&self, node: u16) -> u16 {
         self.base_port + node - 1
+    }
+
+    /// A node's address as clients name it.
+    pub fn address(&self, node: u16) -> String {
+        format!("127.0.0.1:{}", self.port(node))
+    }
+
+    /// How the Rust client reaches the cluster, as its administrator, through any of its nodes.
+    ///
+    /// # Panics
+    /// If the certificates are gone.
+    pub fn client_options(&self) -> Options {
+        let nodes = self.numbers().map(|node| self.address(node));
+        let options = Options::new(&self.cluster_name, nodes).token(&self.token);
+        options.certificates(self.certificates()).expect("the demo has made certificates")
     }
 
     /// The name that guards against talking to the wrong cluster.
