@@ -1,10 +1,11 @@
 //! What a core does by itself while it serves: ticks, checkpoints, handing leadership to where it belongs, and
 //! ending in good order.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use krita_raft::{ReplicaId, ReplicationMode};
+use krita_raft::{ReplicaId, ReplicationMode, Term};
 use krita_runtime::{Instant, Runtime};
 
 use crate::core::{Core, Serving};
@@ -193,8 +194,9 @@ impl<R: Runtime> Core<R> {
     /// Gives every leadership to another node, as far as that goes in a bounded time, and ends the core.
     async fn hand_off_and_finish(self: &Rc<Self>) {
         let deadline = self.runtime.now() + HAND_OFF_MAX;
+        let mut given = BTreeMap::new();
         while self.runtime.now() < deadline && !self.is_ending() {
-            let led = self.hand_off(self.runtime.now());
+            let led = self.hand_off(self.runtime.now(), &mut given);
             if led == 0 {
                 break;
             }
@@ -207,14 +209,20 @@ impl<R: Runtime> Core<R> {
         self.finish();
     }
 
-    /// Starts a transfer of each leadership that can be given away; returns how many this core still holds.
-    fn hand_off(&self, now: Instant) -> usize {
+    /// Starts a transfer of each leadership that can be given away; returns how many this core still holds. One
+    /// that comes back stays: where all nodes end at once, they would hand it round and round. `given` holds the
+    /// term in which each was first given away.
+    fn hand_off(&self, now: Instant, given: &mut BTreeMap<u32, Term>) -> usize {
         let mut guard = self.serving.borrow_mut();
         let Some(serving) = guard.as_mut() else { return 0 };
         let mut led = 0;
-        for replica in serving.replicas.values_mut().filter(|replica| replica.is_leader()) {
-            let followers = replica.raft.status().followers;
-            let best = followers
+        for (shard, replica) in serving.replicas.iter_mut().filter(|(_, replica)| replica.is_leader()) {
+            let status = replica.raft.status();
+            if given.get(shard).is_some_and(|term| *term != status.term) {
+                continue;
+            }
+            let best = status
+                .followers
                 .iter()
                 .filter(|follower| follower.mode == ReplicationMode::Pipeline)
                 .filter(|follower| {
@@ -223,6 +231,7 @@ impl<R: Runtime> Core<R> {
                 .max_by_key(|follower| follower.matched);
             if let Some(best) = best {
                 led += 1;
+                given.insert(*shard, status.term);
                 // Already under way is as good.
                 let _ = replica.raft.transfer_leadership(raft_time(now), best.id);
                 self.touch(replica);
