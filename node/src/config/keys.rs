@@ -129,7 +129,7 @@ pub const KEYS: [Key; 26] = [
     key("replication_factor", integer(1, 7, "replicas"), Some("3"),
         "Replicas of each shard in a cluster that is being formed, at most one for each node; the same on each \
          node. Later changes have no effect."),
-    key("election_timeout_ms", integer(100, 60_000, "milliseconds"), Some("1000"),
+    key("election_timeout_ms", integer(100, 60_000, "milliseconds"), Some("750"),
         "A follower that hears no leader for this long, up to twice as long, seeks election."),
     key("heartbeat_interval_ms", integer(10, 10_000, "milliseconds"), Some("100"),
         "How often a leader speaks when it has nothing to say; at most half of election_timeout_ms."),

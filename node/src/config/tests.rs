@@ -138,8 +138,8 @@ fn mistakes_are_named_with_their_place_and_a_remedy() {
     refused("advertised_address: \"127.0.0.1:9\"", &["is not one of peers"]);
     refused("leader_lease: yes please", &["true or false"]);
     refused("log_level: [info]", &["log_level has the wrong form"]);
-    refused("heartbeat_interval_ms: 501", &["more than half of election_timeout_ms (1000)"]);
-    refused("leader_lease_ms: 900", &["below election_timeout_ms (1000) less 10 % of clock drift (900)"]);
+    refused("heartbeat_interval_ms: 501", &["more than half of election_timeout_ms (750)"]);
+    refused("leader_lease_ms: 900", &["below election_timeout_ms (750) less 10 % of clock drift (675)"]);
     refused("token: \"a\"\ntoken_sha256: \"12\"", &["token_sha256 is of the wrong form"]);
     let digest = TokenDigest::of("b").to_hex();
     refused(&format!("token_sha256: \"{digest}\""), &["different tokens"]);
