@@ -62,7 +62,7 @@ fn the_documented_example_works_unchanged() {
     assert_eq!(config.tls_cert_path.as_deref(), Some(Path::new("/etc/krita/certs")));
     assert_eq!(config.token_digest, Some(TokenDigest::of("krita_x")));
     assert_eq!((config.shards, config.replication_factor, config.cores), (64, 3, None));
-    assert_eq!(config.lease(), Some(Duration::from_millis(800)));
+    assert_eq!(config.lease(), Some(Duration::from_millis(600)));
     assert_eq!((config.segment_bytes, config.log_file), (64 << 20, None));
 }
 
@@ -218,7 +218,7 @@ fn a_lease_always_leaves_room_for_drift() {
         assert!(lease > Duration::ZERO && lease + config.clock_drift_max() < config.election_timeout);
     }
     assert_eq!(accepted("leader_lease: false").lease(), None);
-    assert_eq!(accepted("leader_lease_ms: 899").lease(), Some(Duration::from_millis(899)));
+    assert_eq!(accepted("leader_lease_ms: 674").lease(), Some(Duration::from_millis(674)));
 }
 
 #[test]
