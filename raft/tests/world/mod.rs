@@ -2,6 +2,7 @@
 
 mod chance;
 mod checks;
+mod reigns;
 mod totals;
 
 use std::cmp::Reverse;
@@ -53,6 +54,8 @@ enum Event {
     Restart,
     /// Nothing reaches this replica any more.
     Deafen,
+    /// The links of this replica are whole again.
+    Join,
 }
 
 struct Node {
@@ -69,6 +72,8 @@ struct Node {
     proposals: Vec<(Term, Index, u64)>,
     reads: BTreeMap<ReadToken, u64>,
     reads_ready: Vec<(ReadToken, Index)>,
+    /// As a leader it crashes with one of the first acknowledgements: what it committed by then must last.
+    falls_with_a_reply: bool,
 }
 
 pub(crate) struct World {
@@ -91,6 +96,8 @@ pub(crate) struct World {
     next_token: u64,
     checks: Checks,
     totals: Totals,
+    /// Set in the worlds of short reigns.
+    short_reigns: Option<Random>,
 }
 
 impl World {
@@ -112,7 +119,9 @@ impl World {
         }
         base.quiesce_after = random.chance(60).then_some(Duration::from_millis(400));
         base.write_stall_max = Duration::from_secs(3);
+        let short_reigns = reigns::draw(seed, &mut base);
         let mut world = World {
+            short_reigns,
             verbose,
             now: 0,
             sequence: 0,
@@ -147,6 +156,7 @@ impl World {
                 proposals: Vec::new(),
                 reads: BTreeMap::new(),
                 reads_ready: Vec::new(),
+                falls_with_a_reply: false,
             };
             world.nodes.insert(id, node);
             world.start(id);
@@ -168,7 +178,7 @@ impl World {
             let Some((id, event)) = self.events.remove(&key) else { continue };
             self.now = self.now.max(time);
             let paused_until = self.nodes[&id].paused_until;
-            let is_outside = matches!(event, Event::Client | Event::Fault | Event::Restart | Event::Deafen);
+            let is_outside = event.is_outside();
             if paused_until > self.now && !is_outside {
                 let delay = paused_until - self.now;
                 self.at(delay, id, event);
@@ -240,6 +250,7 @@ impl World {
         match event {
             Event::Client => return self.client(),
             Event::Fault => return self.fault(),
+            Event::Join => return self.cut.retain(|(from, to)| *from != id && *to != id),
             Event::Deafen => {
                 if !self.healed {
                     let others = self.nodes.keys().copied().filter(|other| *other != id);
@@ -272,7 +283,13 @@ impl World {
         let this_life = node.life;
         let Some(replica) = &mut node.replica else { return };
         match event {
-            Event::Deliver(message) => replica.raft.step(now, message),
+            Event::Deliver(message) => {
+                let is_reply = reigns::is_acknowledgement(&message);
+                replica.raft.step(now, message);
+                if is_reply && replica.raft.status().role == RoleKind::Leader {
+                    self.may_fall(id);
+                }
+            }
             Event::Tick => {
                 if now >= replica.raft.next_tick() {
                     replica.raft.tick(now);
@@ -315,7 +332,9 @@ impl World {
                 replica.raft.peer_unreachable(now, peer);
             }
             Event::WriteDone { .. } | Event::Loaded { .. } | Event::Install { .. } => {}
-            Event::Client | Event::Fault | Event::Restart | Event::Deafen => unreachable!("handled above"),
+            Event::Client | Event::Fault | Event::Restart | Event::Deafen | Event::Join => {
+                unreachable!("handled above")
+            }
         }
     }
 
@@ -376,6 +395,9 @@ impl World {
                 for change in &ready.changes {
                     self.say(|| format!("{id} {change:?}"));
                 }
+            }
+            if elected {
+                self.begin_reign(id);
             }
             self.send(ready.messages);
             for (to, entries) in loads {
