@@ -89,7 +89,7 @@ impl<R: Runtime> Core<R> {
         let missing: Vec<u32> = (1..=cluster.shard_count())
             .filter(|shard| cluster.shard_logs[*shard as usize - 1] == Some(log) && !mine.contains_key(shard))
             .collect();
-        let marker = config.data_directory.join(format!("log-{log:03}.created"));
+        let marker = ownership::marker(config, log);
         let is_marked = ownership::exists(&self.runtime, &marker).await;
         if !missing.is_empty() {
             if is_marked {

@@ -24,7 +24,7 @@
 //! ```
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use krita_engine::{CheckpointMeta, EntryRecord, Index, RecoveredShard, Store};
 use krita_runtime::Runtime;
@@ -224,6 +224,11 @@ async fn save<R: Runtime>(runtime: &R, path: &Path, ownership: &Ownership) -> Re
         .map_err(|error| NodeFailure(format!("{} cannot be written: {error}", path.display())))
 }
 
+/// The file that says that the shards of a log have been created: a log without them has lost them since.
+pub(crate) fn marker(config: &Config, log: u16) -> PathBuf {
+    config.data_directory.join(format!("log-{log:03}.created"))
+}
+
 /// Copies the shards, then publishes the new ownership. The old logs drop theirs when they are opened next.
 async fn hand_off<R: Runtime>(
     runtime: &R,
@@ -252,11 +257,19 @@ async fn hand_off<R: Runtime>(
                 NodeFailure(format!("{} cannot be removed from log {to}: {error}", leftover.shard))
             })?;
         }
+        let mut is_whole = true;
         for handoff in handoffs.iter().filter(|handoff| handoff.to == to) {
             let (source, shards) = &sources[usize::from(handoff.from)];
-            let shard = shards.iter().find(|shard| shard.shard.0 == handoff.shard).ok_or_else(|| {
-                NodeFailure(format!("log {} does not hold shard {}", handoff.from, handoff.shard))
-            })?;
+            let Some(shard) = shards.iter().find(|shard| shard.shard.0 == handoff.shard) else {
+                if exists(runtime, &marker(config, handoff.from)).await {
+                    let what = format!("log {} does not hold shard {}", handoff.from, handoff.shard);
+                    return Err(NodeFailure(what));
+                }
+                // The very first start was cut short before the shards of that log were made: nothing to copy, and
+                // the new log makes its own when it is opened.
+                is_whole = false;
+                continue;
+            };
             copy_shard(source, &target, shard, generation).await.map_err(|error| {
                 NodeFailure(format!(
                     "shard {} cannot be handed from log {} to log {to}: {error}",
@@ -264,7 +277,9 @@ async fn hand_off<R: Runtime>(
                 ))
             })?;
         }
-        mark_created(runtime, &config.data_directory.join(format!("log-{to:03}.created"))).await?;
+        if is_whole {
+            mark_created(runtime, &marker(config, to)).await?;
+        }
         target.close().await;
     }
     // The logs are about to be opened by the cores that own them: nothing here may touch their files by then.

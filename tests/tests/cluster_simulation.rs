@@ -13,7 +13,10 @@ use krita_tests::simulation::{self, Report, Totals};
 const SEEDS: std::ops::Range<u64> = 0..24;
 
 /// Seeds that found a bug once; the ordinary suite always runs them.
-const REGRESSIONS: &[u64] = &[];
+const REGRESSIONS: &[u64] = &[
+    // A first start cut short before its shards were made, then a start with more cores: refused for ever.
+    2319,
+];
 
 /// How many run at a time, one on each thread.
 const THREADS: usize = 2;
