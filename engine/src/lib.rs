@@ -75,7 +75,7 @@ mod checkpoint;
 mod error;
 mod format;
 mod gate;
-mod index;
+mod index_in_memory;
 mod inner;
 mod log;
 mod manifest;

@@ -18,7 +18,7 @@ use crate::batch::{self, BATCH_HEADER_BYTES, CheckedHeader};
 use crate::checkpoint::{self, Block, CheckpointIdentity, FileReader};
 use crate::error::{Corruption, OpenError, ReadError};
 use crate::format::{BLOCK, SEGMENT_PREFIX, number_after, padded};
-use crate::index::KeyIndex;
+use crate::index_in_memory::KeyIndex;
 use crate::log::Head;
 use crate::manifest::{CheckpointPlace, LogIdentity, Manifest, ShardRecord};
 use crate::record::{self, record_bytes};

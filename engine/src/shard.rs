@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use crate::index::KeyIndex;
+use crate::index_in_memory::KeyIndex;
 use crate::segment::Pin;
 use crate::types::{
     CheckpointMeta, Extents, HardState, Index, Place, RecoveredShard, ReplicaId, SegmentId, ShardId, Term,

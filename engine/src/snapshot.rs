@@ -11,7 +11,7 @@ use krita_runtime::{Runtime, TaskClass};
 use crate::checkpoint::{Block, FileReader, Writer};
 use crate::error::{LogError, ReadError};
 use crate::gate::detached;
-use crate::index::KeyIndex;
+use crate::index_in_memory::KeyIndex;
 use crate::inner::Inner;
 use crate::log::Work;
 use crate::manifest::{CheckpointFileRecord, CheckpointPlace, ManifestChange, ReplayRecord, ShardRecord};
