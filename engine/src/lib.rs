@@ -84,6 +84,8 @@ mod read;
 mod record;
 mod recovery;
 mod replay;
+#[allow(dead_code, unused_imports, reason = "the index that is made of runs comes next")]
+mod run;
 mod segment;
 mod shard;
 mod snapshot;
