@@ -4,7 +4,9 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::types::{Index, ShardId};
+use bytes::Bytes;
+
+use crate::types::{Index, ShardId, Slot};
 
 /// Bytes on disk that are not what was written there.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -18,6 +20,29 @@ pub struct Corruption {
     pub what: String,
     /// The batches in doubt, as log sequence numbers (first, last known), if it is the log that is damaged.
     pub sequences: Option<(u64, u64)>,
+}
+
+/// Damage found by [`crate::Store::scrub`], by what mends it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Damage {
+    /// A value. Got from a peer, it is mended by [`crate::Store::repair_value`].
+    Value {
+        /// Whose.
+        shard: ShardId,
+        /// Which.
+        key: Bytes,
+        /// What the index holds of it.
+        slot: Slot,
+        /// Where.
+        corruption: Corruption,
+    },
+    /// A file of a shard's index: the replica must be filled anew.
+    Index {
+        /// Whose.
+        shard: ShardId,
+        /// Where.
+        corruption: Corruption,
+    },
 }
 
 /// Why a store could not be opened.

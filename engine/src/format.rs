@@ -7,7 +7,7 @@ use krita_runtime::BLOCK_SIZE;
 use twox_hash::XxHash3_64;
 
 /// The version of every structure on disk.
-pub(crate) const FORMAT_VERSION: u16 = 1;
+pub(crate) const FORMAT_VERSION: u16 = 2;
 
 /// Alignment of everything that is written, in bytes.
 pub(crate) const BLOCK: u32 = BLOCK_SIZE as u32;

@@ -15,7 +15,7 @@ use crate::log::Log;
 use crate::manifest::{CheckpointFileRecord, Manifest, ManifestChange, ReplayRecord};
 use crate::segment::{self, Pins, SegmentHeader, Segments};
 use crate::shard::{CheckpointFile, Shard};
-use crate::types::{Options, Place, SegmentId, ShardId, Statistics};
+use crate::types::{Headroom, Options, Place, SegmentId, ShardId, Statistics};
 
 /// One open store. Belongs to one core.
 pub(crate) struct Inner<R: Runtime> {
@@ -39,6 +39,8 @@ pub(crate) struct Inner<R: Runtime> {
     /// The number for the next checkpoint file or floor.
     pub(crate) next_number: Cell<u64>,
     pub(crate) statistics: RefCell<Statistics>,
+    /// Bytes free on the file system when that was last asked.
+    pub(crate) available: Cell<u64>,
     /// The last handle is gone.
     pub(crate) closed: Cell<bool>,
     /// Tasks that may still change files of this log; told when one ends.
@@ -76,6 +78,7 @@ impl<R: Runtime> Inner<R> {
             poison: RefCell::new(None),
             next_number: Cell::new(parts.next_number),
             statistics: RefCell::default(),
+            available: Cell::new(u64::MAX),
             closed: Cell::new(false),
             tasks: Cell::new(0),
             task_ended: Notify::new(),
@@ -228,6 +231,18 @@ impl<R: Runtime> Inner<R> {
         }
     }
 
+    /// See `Store::headroom`.
+    pub(crate) fn headroom(&self) -> Headroom {
+        let segment = u64::from(self.segment_bytes());
+        let spare = self.segments.borrow().spare.len() as u64 * segment;
+        let room = self.available.get().saturating_sub(self.options.reserve_bytes) + spare;
+        match room / segment {
+            0 => Headroom::Full,
+            1..=3 => Headroom::Low,
+            _ => Headroom::Ample,
+        }
+    }
+
     /// Makes one segment, unless there are `enough` by now.
     async fn make_spare(self: &Rc<Self>, enough: usize) -> Result<(), LogError> {
         let _pass = self.making.enter().await;
@@ -237,6 +252,7 @@ impl<R: Runtime> Inner<R> {
         let (directory, length) = (&self.options.directory, self.segment_bytes());
         let available = self.runtime.available_bytes(directory).await;
         let available = available.map_err(|error| LogError::Io(error.to_string()))?;
+        self.available.set(available);
         if available < u64::from(length) + self.options.reserve_bytes {
             return Err(LogError::DiskFull(format!("{available} bytes left in {}", directory.display())));
         }

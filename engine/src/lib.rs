@@ -63,7 +63,7 @@
 //!     let key = Bytes::from_static(b"greeting");
 //!     let put = Change::Put { key, payload_offset: 0, payload_length: 9, value: None };
 //!     store.apply(shard, index, vec![put]);
-//!     let slot = store.get(shard, b"greeting").unwrap();
+//!     let slot = store.get(shard, b"greeting").await.unwrap().unwrap();
 //!     assert_eq!(slot.version, index);
 //!     assert_eq!(&store.value(shard, b"greeting", &slot).await.unwrap()[..], b"hello");
 //! });
@@ -75,6 +75,7 @@ mod checkpoint;
 mod error;
 mod format;
 mod gate;
+mod health;
 mod index_in_memory;
 mod inner;
 mod log;
@@ -95,12 +96,12 @@ mod submission;
 mod tests_format;
 mod types;
 
-pub use error::{Corruption, LogError, OpenError, ReadError};
+pub use error::{Corruption, Damage, LogError, OpenError, ReadError};
 pub use snapshot::{Installer, SnapshotSource};
 pub use store::{NewShard, Store, open};
 pub use submission::Batch;
 pub use types::{
-    Change, CheckpointMeta, EntryRecord, Extent, Extents, HardState, Index, KEY_BYTES_MAX, LogId, Options,
-    PAYLOAD_BYTES_MAX, RecoveredShard, ReplicaId, SegmentId, ShardId, Slot, SnapshotItem, Statistics, Term,
-    VALUE_CHECKSUM_BYTES, value_checksum,
+    Change, CheckpointMeta, EntryRecord, Extent, Extents, HardState, Headroom, Index, KEY_BYTES_MAX,
+    KeyRegion, LogId, Options, PAYLOAD_BYTES_MAX, RecoveredShard, RegionsOf, ReplicaId, SegmentId, ShardId,
+    Slot, SnapshotItem, Statistics, Term, VALUE_CHECKSUM_BYTES, VersionNow, value_checksum,
 };

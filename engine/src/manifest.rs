@@ -70,6 +70,8 @@ pub(crate) struct ShardRecord {
     pub(crate) term: Term,
     pub(crate) place: CheckpointPlace,
     pub(crate) tail: ReplayRecord,
+    /// Why the replica may have forgotten what it acknowledged, if it may have.
+    pub(crate) suspect: Option<String>,
 }
 
 /// Where the log takes over from the manifest. `replay.sequence <= hard_state_sequence + 1`.
@@ -91,6 +93,8 @@ pub(crate) enum ManifestChange {
     Advance(ShardId, ReplayRecord),
     /// The shard is gone.
     Remove(ShardId),
+    /// The shard's replica may have forgotten what it acknowledged, and why; or is whole again.
+    Suspect(ShardId, Option<String>),
 }
 
 impl ManifestChange {
@@ -109,6 +113,11 @@ impl ManifestChange {
                 out.push(3);
                 out.extend_from_slice(&shard.0.to_le_bytes());
             }
+            Self::Suspect(shard, reason) => {
+                out.push(4);
+                out.extend_from_slice(&shard.0.to_le_bytes());
+                put_reason(out, reason.as_deref());
+            }
         }
     }
 
@@ -117,9 +126,22 @@ impl ManifestChange {
             1 => Some(Self::Put(Box::new(ShardRecord::decode(reader)?))),
             2 => Some(Self::Advance(ShardId(reader.u32()?), ReplayRecord::decode(reader)?)),
             3 => Some(Self::Remove(ShardId(reader.u32()?))),
+            4 => Some(Self::Suspect(ShardId(reader.u32()?), decode_reason(reader)?)),
             _ => None,
         }
     }
+}
+
+/// A reason: whether there is one (u8), and its text.
+fn put_reason(out: &mut Vec<u8>, reason: Option<&str>) {
+    out.push(u8::from(reason.is_some()));
+    put_string(out, reason.unwrap_or_default().as_bytes());
+}
+
+fn decode_reason(reader: &mut Reader<'_>) -> Option<Option<String>> {
+    let there = reader.u8()? == 1;
+    let text = String::from_utf8_lossy(reader.string()?).into_owned();
+    Some(there.then_some(text))
 }
 
 impl ReplayRecord {
@@ -153,6 +175,7 @@ impl ShardRecord {
         out.extend_from_slice(&self.applied.0.to_le_bytes());
         out.extend_from_slice(&self.term.0.to_le_bytes());
         self.tail.encode(out);
+        put_reason(out, self.suspect.as_deref());
         match &self.place {
             CheckpointPlace::Inline { configuration, machine } => {
                 out.push(0);
@@ -180,6 +203,7 @@ impl ShardRecord {
         let applied = Index(reader.u64()?);
         let term = Term(reader.u64()?);
         let tail = ReplayRecord::decode(reader)?;
+        let suspect = decode_reason(reader)?;
         let place = match reader.u8()? {
             0 => CheckpointPlace::Inline {
                 configuration: Bytes::copy_from_slice(reader.string()?),
@@ -194,7 +218,7 @@ impl ShardRecord {
             }
             _ => return None,
         };
-        Some(Self { shard, replica, generation, applied, term, place, tail })
+        Some(Self { shard, replica, generation, applied, term, place, tail, suspect })
     }
 
     /// The meta data of an inline checkpoint.
@@ -317,6 +341,10 @@ fn apply(shards: &mut BTreeMap<ShardId, ShardRecord>, change: ManifestChange) ->
             None => return false,
         },
         ManifestChange::Remove(shard) => return shards.remove(&shard).is_some(),
+        ManifestChange::Suspect(shard, reason) => match shards.get_mut(&shard) {
+            Some(record) => record.suspect = reason,
+            None => return false,
+        },
     }
     true
 }
@@ -574,6 +602,7 @@ mod tests {
             term: Term(3),
             place,
             tail,
+            suspect: Some("why".to_owned()),
         };
         let inline = CheckpointPlace::Inline {
             configuration: Bytes::from_static(b"abc"),
@@ -590,6 +619,7 @@ mod tests {
             ManifestChange::Put(Box::new(record(inline))),
             ManifestChange::Put(Box::new(record(file))),
             ManifestChange::Advance(ShardId(5), tail),
+            ManifestChange::Suspect(ShardId(5), None),
             ManifestChange::Remove(ShardId(5)),
         ];
         let identity = LogIdentity { log: LogId(1), nonce: 99, segment_bytes: 1 << 20 };

@@ -78,6 +78,7 @@ pub(crate) async fn run<R: Runtime>(inner: &Rc<Inner<R>>, started: Started) -> R
                 term: meta.term,
                 place: CheckpointPlace::File(record),
                 tail,
+                suspect: state.suspect.clone(),
             }))]
         })
         .await;

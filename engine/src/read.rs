@@ -111,6 +111,25 @@ pub(crate) async fn value<R: Runtime>(
         .unwrap_or(Err(ReadError::Closed))
 }
 
+/// Reads a value from the disk whatever the cache has.
+pub(crate) async fn uncached<R: Runtime>(
+    inner: &Rc<Inner<R>>,
+    shard: ShardId,
+    key: &[u8],
+    slot: &Slot,
+) -> Result<(u32, Bytes), ReadError> {
+    let (task, slot, key) = (inner.clone(), slot.clone(), Bytes::copy_from_slice(key));
+    let pin = inner.pins.pin(slot.region.as_slice().iter().map(|extent| extent.segment));
+    let read = async move {
+        let read = task.read_value(shard, &key, &slot).await;
+        drop(pin);
+        read
+    };
+    detached(&inner.runtime, TaskClass::Background, "value scrub", read)
+        .await
+        .unwrap_or(Err(ReadError::Closed))
+}
+
 /// An entry to read.
 struct Wanted {
     index: Index,

@@ -245,7 +245,8 @@ impl<R: Runtime> Recovery<'_, R> {
             let what = format!("the checkpoint of {} is not the published one", record.shard);
             return Err(Corruption { file, offset: 0, what, sequences: None }.into());
         }
-        let shard = Shard::new(record.replica, record.tail.hard_state, meta, None, index);
+        let mut shard = Shard::new(record.replica, record.tail.hard_state, meta, None, index);
+        shard.suspect = record.suspect.clone();
         Ok(Replaying { shard, record, partial: None })
     }
 

@@ -67,6 +67,8 @@ pub(crate) struct Shard {
     pub(crate) gap: bool,
     /// The shard is being replaced or removed: no writes.
     pub(crate) closing: bool,
+    /// Why this replica may have forgotten what it acknowledged. As durable.
+    pub(crate) suspect: Option<String>,
 }
 
 impl Shard {
@@ -92,6 +94,7 @@ impl Shard {
             index,
             gap: false,
             closing: false,
+            suspect: None,
         }
     }
 
@@ -214,6 +217,7 @@ impl Shard {
             checkpoint: self.checkpoint.clone(),
             terms,
             last_index: self.last(),
+            suspect: self.suspect.clone(),
         }
     }
 }

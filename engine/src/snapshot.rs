@@ -308,6 +308,7 @@ async fn replace<R: Runtime>(
     let entries = std::mem::take(&mut installer.staged.borrow_mut().entries);
     let first_entry = entries.first().map(|(_, entry)| entry.place);
     let record_meta = meta.clone();
+    let suspect = inner.shards.borrow().get(&id).and_then(|state| state.suspect.clone());
     inner
         .publish(|| {
             let next = inner.next_place();
@@ -324,6 +325,8 @@ async fn replace<R: Runtime>(
                 term: record_meta.term,
                 place,
                 tail,
+                // Whether an installation makes it whole again is decided above: the flag stays until then.
+                suspect: suspect.clone(),
             }))]
         })
         .await?;
@@ -337,6 +340,7 @@ async fn replace<R: Runtime>(
         state.append(index, entry);
     }
     state.last_queued = state.last();
+    state.suspect = suspect;
     let old = inner.shards.borrow_mut().insert(id, state);
     if let Some(file) = old.and_then(|old| old.file) {
         file.retired.set(true);

@@ -19,7 +19,7 @@ use crate::snapshot::{Installer, SnapshotSource};
 use crate::submission::{self, Batch};
 use crate::types::{
     Change, CheckpointMeta, EntryRecord, HardState, Index, KEY_BYTES_MAX, Options, RecoveredShard, ReplicaId,
-    ShardId, Slot, Statistics, Term, VALUE_CHECKSUM_BYTES,
+    ShardId, Slot, Statistics, Term, VALUE_CHECKSUM_BYTES, VersionNow,
 };
 
 /// Meta data up to this length stands in the manifest while a shard has no keys.
@@ -284,9 +284,31 @@ impl<R: Runtime> Store<R> {
         }
     }
 
-    /// What the index knows of a key.
-    pub fn get(&self, shard: ShardId, key: &[u8]) -> Option<Slot> {
-        self.with(shard, |shard| shard.index.get(key).cloned()).flatten()
+    /// What the index knows of a key, as of the first poll. Completes at the first poll if memory knows.
+    pub async fn get(&self, shard: ShardId, key: &[u8]) -> Result<Option<Slot>, ReadError> {
+        self.view(shard, |shard| shard.index.get(key).cloned())
+    }
+
+    /// What the index knows of each key, all as of the first poll.
+    pub async fn get_many(&self, shard: ShardId, keys: &[&[u8]]) -> Result<Vec<Option<Slot>>, ReadError> {
+        self.view(shard, |shard| keys.iter().map(|key| shard.index.get(key).cloned()).collect())
+    }
+
+    fn view<T>(&self, shard: ShardId, ask: impl FnOnce(&Shard) -> T) -> Result<T, ReadError> {
+        self.with(shard, ask).ok_or(ReadError::UnknownShard(shard))
+    }
+
+    /// A key's version, if memory knows it: for applying, which does not wait.
+    pub fn version_now(&self, shard: ShardId, key: &[u8]) -> VersionNow {
+        let version = self.with(shard, |shard| shard.index.get(key).map(|slot| slot.version));
+        VersionNow::Known(version.flatten())
+    }
+
+    /// Makes [`Store::version_now`] know these keys until the shard's runs change, which is rare: then it has to
+    /// be called again.
+    pub async fn prefetch(&self, shard: ShardId, keys: Vec<Bytes>) -> Result<(), ReadError> {
+        drop(keys);
+        self.view(shard, |_| ())
     }
 
     /// The value behind a slot, from the cache or the disk; always checked. [`ReadError::Stale`]: the slot was
@@ -295,19 +317,20 @@ impl<R: Runtime> Store<R> {
         read::value(&self.inner, shard, key, slot).await
     }
 
-    /// Up to `items_max` keys from `start` to `end` (exclusive; none: to the last), in order.
-    pub fn scan(
+    /// Up to `items_max` keys from `start` to `end` (exclusive; none: to the last), in order, as of the first
+    /// poll.
+    pub async fn scan(
         &self,
         shard: ShardId,
         start: &[u8],
         end: Option<&[u8]>,
         items_max: usize,
-    ) -> Vec<(Bytes, Slot)> {
-        self.with(shard, |shard| shard.index.scan(start, end, items_max)).unwrap_or_default()
+    ) -> Result<Vec<(Bytes, Slot)>, ReadError> {
+        self.view(shard, |shard| shard.index.scan(start, end, items_max))
     }
 
-    /// How many keys a shard has.
-    pub fn keys(&self, shard: ShardId) -> u64 {
+    /// About how many keys a shard has; too many if many were overwritten or deleted of late.
+    pub fn keys_estimate(&self, shard: ShardId) -> u64 {
         self.with(shard, |shard| shard.index.len() as u64).unwrap_or(0)
     }
 
@@ -370,7 +393,12 @@ impl<R: Runtime> Store<R> {
         }
     }
 
-    async fn detached<F>(&self, class: TaskClass, name: &'static str, future: F) -> Result<(), LogError>
+    pub(crate) async fn detached<F>(
+        &self,
+        class: TaskClass,
+        name: &'static str,
+        future: F,
+    ) -> Result<(), LogError>
     where
         F: Future<Output = Result<(), LogError>> + 'static,
     {
@@ -487,6 +515,7 @@ async fn create_shards<R: Runtime>(inner: &Rc<Inner<R>>, shards: Vec<NewShard>) 
                     term: shard.checkpoint.term,
                     place,
                     tail: inner.tail_now(id, &shard),
+                    suspect: None,
                 };
                 changes.push(ManifestChange::Put(Box::new(record)));
                 states.push((id, shard));

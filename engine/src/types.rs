@@ -94,8 +94,40 @@ pub struct Options {
     pub entries_kept: usize,
     /// How long the log must be idle before the seal is written behind the last batch.
     pub seal_after: Duration,
-    /// Bytes of the file system that a new segment must leave free; below it growth answers `DiskFull`.
+    /// Bytes of the file system that ordinary growth must leave free; below it growth answers `DiskFull`. What
+    /// frees space may use them, and a log is not opened with less.
     pub reserve_bytes: u64,
+    /// Budget of all memtables of the log together, in bytes: beyond it a shard is due for a checkpoint.
+    pub memtable_bytes: usize,
+    /// Budget of the cache of index blocks, in bytes.
+    pub block_cache_bytes: usize,
+    /// Budget of the runs' filters, in bytes; runs opened beyond it do without.
+    pub filter_bytes: usize,
+    /// While a snapshot is being sent, this many bytes of the log behind it are kept for the receiver.
+    pub snapshot_floor_bytes: u64,
+    /// What an entry's payload puts. Without it no live value is ever moved: a segment is used again only once
+    /// all in it is dead.
+    pub regions_of: Option<RegionsOf>,
+    /// What the log may grow to, in times of what is alive in it, before live values are moved together.
+    pub compaction_factor: f32,
+    /// Most bytes per second that moving live values may read and write, each.
+    pub compaction_bytes_per_second: u64,
+}
+
+/// Tells what an entry of this kind with this payload puts.
+pub type RegionsOf = fn(kind: u8, payload: &[u8]) -> Vec<KeyRegion>;
+
+/// A key and its value's region inside an entry's payload, in bytes from the payload's start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeyRegion {
+    /// Where the key starts.
+    pub key_offset: u32,
+    /// Its length.
+    pub key_length: u32,
+    /// Where the region `[crc32 u32 LE][value]` starts.
+    pub offset: u32,
+    /// Its length.
+    pub length: u32,
 }
 
 impl Options {
@@ -114,6 +146,13 @@ impl Options {
             entries_kept: 4096,
             seal_after: Duration::from_millis(10),
             reserve_bytes: 64 << 20,
+            memtable_bytes: 64 << 20,
+            block_cache_bytes: 64 << 20,
+            filter_bytes: 256 << 20,
+            snapshot_floor_bytes: 256 << 20,
+            regions_of: None,
+            compaction_factor: 1.6,
+            compaction_bytes_per_second: 64 << 20,
         }
     }
 }
@@ -179,6 +218,29 @@ pub struct RecoveredShard {
     pub terms: Vec<(Index, Term)>,
     /// The last entry; equal to `checkpoint.applied` if none is behind it.
     pub last_index: Index,
+    /// Why this replica may have forgotten what it acknowledged, if it may have; see
+    /// [`crate::Store::mark_suspect`].
+    pub suspect: Option<String>,
+}
+
+/// What memory knows of a key's version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VersionNow {
+    /// The index of the entry that last changed the key; none if it is absent.
+    Known(Option<Index>),
+    /// It is on disk: see [`crate::Store::prefetch`].
+    Unknown,
+}
+
+/// How much room is left on the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Headroom {
+    /// Enough for several segments.
+    Ample,
+    /// Little: a good time to slow down.
+    Low,
+    /// None beyond the reserve: what makes the log grow will be refused.
+    Full,
 }
 
 /// What an entry did to one key, told to the index by [`crate::Store::apply`]. The entry's index becomes the

@@ -259,7 +259,7 @@ fn a_damaged_value_is_never_returned() {
         let read = |key: &'static str| {
             let store = store.clone();
             async move {
-                let slot = store.get(SHARD, key.as_bytes()).unwrap();
+                let slot = store.get(SHARD, key.as_bytes()).await.unwrap().unwrap();
                 store.value(SHARD, key.as_bytes(), &slot).await
             }
         };
@@ -271,7 +271,7 @@ fn a_damaged_value_is_never_returned() {
         let mut source = store.snapshot_source(SHARD).await.unwrap();
         assert!(matches!(source.next(1 << 20).await, Err(ReadError::Corruption(_))));
         // Another key's value is not this key's, though its bytes are whole.
-        let slot = store.get(SHARD, b"k3").unwrap();
+        let slot = store.get(SHARD, b"k3").await.unwrap().unwrap();
         assert!(matches!(store.value(SHARD, b"k1", &slot).await, Err(ReadError::Corruption(_))));
     });
 }
@@ -464,7 +464,7 @@ fn a_large_entry_does_not_hold_up_another_shard() {
             let changes = changes(entry.index, &entry.payload, &mut State::new(), false);
             store.apply(SHARD, entry.index, changes);
         }
-        let slot = store.get(SHARD, b"big").unwrap();
+        let slot = store.get(SHARD, b"big").await.unwrap().unwrap();
         assert!(slot.region.as_slice().len() > 100);
         assert_eq!(store.value(SHARD, b"big", &slot).await.unwrap(), Bytes::from(expected));
         checkpoint(&store).await;

@@ -275,7 +275,7 @@ impl Driver {
 
     async fn read(&self, id: ShardId, known: &Known) {
         let key = key(&self.random);
-        let slot = self.store.get(id, &key);
+        let slot = self.store.get(id, &key).await.unwrap();
         assert_eq!(
             slot.as_ref().map(|slot| slot.version),
             known.state.get(&key).map(|(version, _)| *version)

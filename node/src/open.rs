@@ -235,6 +235,7 @@ fn recovered_fresh(shard: &NewShard) -> RecoveredShard {
         checkpoint: shard.meta.clone(),
         terms: Vec::new(),
         last_index: shard.meta.applied,
+        suspect: None,
     }
 }
 

@@ -151,7 +151,8 @@ async fn values_of<R: Runtime>(
 ) -> Result<Vec<Found>, Failure> {
     'moment: for _ in 0..STALE_RETRIES_MAX {
         // Every slot before the first value: reading one may wait for the disk, and the shard goes on meanwhile.
-        let slots: Vec<Option<Slot>> = keys.iter().map(|key| store.get(shard, key)).collect();
+        let slots: Vec<Option<Slot>> =
+            store.get_many(shard, keys).await.map_err(|error| read_failure(&error))?;
         let bytes = slots.iter().flatten().map(|slot| slot.value_length() + FOUND_BYTES).sum::<u64>();
         if bytes > ENTRY_BYTES_MAX as u64 {
             return Err(Failure::invalid("the values that the batch gets do not fit one answer: get fewer"));
@@ -179,7 +180,7 @@ async fn read_page<R: Runtime>(
     shard: ShardId,
     scan: &Scan,
 ) -> Result<v1::ScanReply, Failure> {
-    let slots = page(store, shard, scan);
+    let slots = page(store, shard, scan).await.map_err(|error| read_failure(&error))?;
     let mut more = slots.len() == scan.items_max;
     let mut items = Vec::with_capacity(slots.len());
     let mut bytes = 0;

@@ -144,7 +144,10 @@ struct Versions<'a, R: Runtime> {
 
 impl<R: Runtime> KeyVersions for Versions<'_, R> {
     fn version(&self, key: &[u8]) -> Option<u64> {
-        self.store.get(self.shard, key).map(|slot| slot.version.0)
+        match self.store.version_now(self.shard, key) {
+            krita_engine::VersionNow::Known(version) => version.map(|version| version.0),
+            krita_engine::VersionNow::Unknown => unreachable!("the whole index is in memory so far"),
+        }
     }
 }
 
@@ -566,13 +569,13 @@ impl<R: Runtime> Replica<R> {
 }
 
 /// A page of keys in order, as the index has it now.
-pub(crate) fn page<R: Runtime>(
+pub(crate) async fn page<R: Runtime>(
     store: &Store<R>,
     shard: ShardId,
     scan: &Scan,
-) -> Vec<(Bytes, krita_engine::Slot)> {
+) -> Result<Vec<(Bytes, krita_engine::Slot)>, krita_engine::ReadError> {
     let end = (!scan.end.is_empty()).then_some(&scan.end[..]);
-    store.scan(shard, &scan.start, end, scan.items_max)
+    store.scan(shard, &scan.start, end, scan.items_max).await
 }
 
 fn answer_shape(write: &Write) -> AnswerShape {

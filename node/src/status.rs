@@ -253,7 +253,7 @@ impl<R: Runtime> Core<R> {
             applied_index: replica.applied.0,
             checkpoint_index: checkpoint.map_or(0, |meta| meta.applied.0),
             state_hash: replica.machine.state_hash(),
-            keys: replica.store.keys(replica.engine_shard()),
+            keys: replica.store.keys_estimate(replica.engine_shard()),
         }
     }
 

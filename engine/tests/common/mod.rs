@@ -192,7 +192,7 @@ pub async fn checkpoint(store: &SimStore) {
 /// Every key with its value, read back from the store.
 pub async fn content(store: &SimStore, shard: ShardId) -> State {
     let mut state = State::new();
-    for (key, slot) in store.scan(shard, b"", None, usize::MAX) {
+    for (key, slot) in store.scan(shard, b"", None, usize::MAX).await.unwrap() {
         let value = store.value(shard, &key, &slot).await.unwrap_or_else(|error| panic!("{shard}: {error}"));
         state.insert(key, (slot.version, value));
     }

@@ -1,0 +1,159 @@
+//! The health of what is stored: scrubbing, mending single values, replicas that may have forgotten, and room.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use krita_runtime::{Runtime, TaskClass};
+
+use crate::error::{Damage, LogError, ReadError};
+use crate::inner::Inner;
+use crate::log::Work;
+use crate::manifest::ManifestChange;
+use crate::store::Store;
+use crate::types::{Extents, Headroom, ShardId, Slot, VALUE_CHECKSUM_BYTES, value_checksum};
+
+/// Keys that a scrub looks at between two pauses.
+const SCRUB_PAGE: usize = 64;
+/// Longest reason that is kept.
+const REASON_BYTES_MAX: usize = 512;
+
+impl<R: Runtime> Store<R> {
+    /// Remembers, durably, that this replica may have forgotten what it acknowledged, until
+    /// [`Store::clear_suspect`]: [`crate::RecoveredShard::suspect`] tells it after a restart.
+    pub async fn mark_suspect(&self, shard: ShardId, reason: &str) -> Result<(), LogError> {
+        let end = reason.floor_char_boundary(REASON_BYTES_MAX);
+        self.set_suspect(shard, Some(reason[..end].to_owned())).await
+    }
+
+    /// Remembers, durably, that this replica is whole again.
+    pub async fn clear_suspect(&self, shard: ShardId) -> Result<(), LogError> {
+        self.set_suspect(shard, None).await
+    }
+
+    /// Why this replica is suspect, if it is. As durable.
+    pub fn suspect(&self, shard: ShardId) -> Option<String> {
+        self.inner.shards.borrow().get(&shard).and_then(|shard| shard.suspect.clone())
+    }
+
+    async fn set_suspect(&self, shard: ShardId, reason: Option<String>) -> Result<(), LogError> {
+        let inner = self.inner.clone();
+        let set = async move {
+            // Not while the shard's record in the manifest is being replaced.
+            let gate = inner.gate(shard);
+            let _pass = gate.enter().await;
+            if !inner.shards.borrow().contains_key(&shard) {
+                return Err(LogError::UnknownShard(shard));
+            }
+            inner.publish(|| vec![ManifestChange::Suspect(shard, reason.clone())]).await?;
+            if let Some(state) = inner.shards.borrow_mut().get_mut(&shard) {
+                state.suspect = reason;
+            }
+            Ok(())
+        };
+        self.detached(TaskClass::Foreground, "suspicion", set).await
+    }
+
+    /// How much room is left.
+    pub fn headroom(&self) -> Headroom {
+        self.inner.headroom()
+    }
+
+    /// Puts a value got from a peer in the place of the damaged one that `slot` leads to, with the same version:
+    /// nothing changes for whoever reads the key. It lasts from the shard's next checkpoint on; a restart before
+    /// that finds the damage again. False if the key has changed meanwhile and needs no mending.
+    ///
+    /// The caller knows that the value is that of this key and version.
+    pub async fn repair_value(
+        &self,
+        shard: ShardId,
+        key: &[u8],
+        slot: &Slot,
+        value: Bytes,
+    ) -> Result<bool, LogError> {
+        let (inner, key, slot) = (self.inner.clone(), Bytes::copy_from_slice(key), slot.clone());
+        let done = Rc::new(std::cell::Cell::new(false));
+        let told = done.clone();
+        let repair = async move { repair(&inner, shard, key, slot, value, &done).await };
+        self.detached(TaskClass::Background, "repair", repair).await?;
+        Ok(told.get())
+    }
+
+    /// Reads every live value once, at most `bytes_per_second`, and says what is damaged. Goes on behind damage.
+    pub async fn scrub(&self, bytes_per_second: u64) -> Vec<Damage> {
+        let mut damages = Vec::new();
+        for shard in self.shards() {
+            if let Err(ReadError::Corruption(corruption)) =
+                self.scrub_shard(shard, bytes_per_second.max(1), &mut damages).await
+            {
+                damages.push(Damage::Index { shard, corruption });
+            }
+        }
+        damages
+    }
+
+    async fn scrub_shard(
+        &self,
+        shard: ShardId,
+        bytes_per_second: u64,
+        damages: &mut Vec<Damage>,
+    ) -> Result<(), ReadError> {
+        let mut from = Vec::new();
+        loop {
+            let page = self.scan(shard, &from, None, SCRUB_PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            from = last.to_vec();
+            from.push(0);
+            for (key, slot) in page {
+                let bytes = slot.region.length();
+                match crate::read::uncached(&self.inner, shard, &key, &slot).await {
+                    Err(ReadError::Corruption(corruption)) => {
+                        damages.push(Damage::Value { shard, key, slot, corruption });
+                    }
+                    Ok(_) | Err(ReadError::Stale) => {}
+                    Err(error) => return Err(error),
+                }
+                let pause = Duration::from_nanos(
+                    bytes.saturating_mul(1_000_000_000).checked_div(bytes_per_second).unwrap_or(0),
+                );
+                self.inner.runtime.sleep(pause).await;
+            }
+        }
+    }
+}
+
+async fn repair<R: Runtime>(
+    inner: &Rc<Inner<R>>,
+    shard: ShardId,
+    key: Bytes,
+    slot: Slot,
+    value: Bytes,
+    done: &Rc<std::cell::Cell<bool>>,
+) -> Result<(), LogError> {
+    inner.check_poison()?;
+    let replica = inner.shards.borrow().get(&shard).map(|state| state.replica);
+    let replica = replica.ok_or(LogError::UnknownShard(shard))?;
+    let key_bytes =
+        u16::try_from(key.len()).map_err(|_| LogError::Refused("the key is too long".to_owned()))?;
+    let region_offset = 2 + u32::from(key_bytes);
+    let region_length = VALUE_CHECKSUM_BYTES + crate::format::length_u32(value.len());
+    let mut payload = BytesMut::with_capacity((region_offset + region_length) as usize);
+    payload.put_u16_le(key_bytes);
+    payload.put_slice(&key);
+    payload.put_u32_le(value_checksum(&key, &value));
+    payload.put_slice(&value);
+    let (task, told, version) = (inner.clone(), done.clone(), slot.version);
+    let written = Rc::new(move |payload: Extents| {
+        let region = payload.part(region_offset, region_length).expect("it was written whole");
+        if let Some(state) = task.shards.borrow_mut().get_mut(&shard)
+            && state.index.get(&key) == Some(&slot)
+        {
+            state.index.put(key.clone(), Slot { version, region });
+            told.set(true);
+        }
+    });
+    let work = Work::Relocated { version, payload: payload.freeze(), done: written };
+    let submitted = inner.log.borrow_mut().submit(vec![(shard, replica, work)]);
+    inner.log_wake.notify();
+    submitted.await.unwrap_or_else(|_| Err(LogError::Poisoned("the core has ended".to_owned())))
+}
