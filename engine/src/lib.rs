@@ -78,6 +78,7 @@ mod gate;
 mod health;
 mod index_in_memory;
 mod inner;
+pub mod inspect;
 mod log;
 mod manifest;
 mod publish;
