@@ -24,7 +24,8 @@ pub const MACHINE_BYTES_MAX: usize = HEADER_BYTES + SESSIONS_BYTES_MAX;
 
 const _: () = assert!(MACHINE_BYTES_MAX <= krita_proto::routing::VALUE_BYTES_MAX, "a frame has room for it");
 
-/// What the machine asks of the storage index: versions, never values, so that applying never reads the disk.
+/// What the machine asks of the storage index: versions, never values, and those only of keys of which
+/// [`needs_version`] holds. Everything else is applied blindly, without a look at what was there.
 pub trait KeyVersions {
     /// The key's version, `None` if it is absent.
     fn version(&self, key: &[u8]) -> Option<u64>;
@@ -75,7 +76,7 @@ pub enum Outcome {
 pub struct OperationOutcome {
     /// The index of this write; 0 for the delete of an absent key.
     pub version: u64,
-    /// The key was there before.
+    /// Of a delete: the key was there before. Of a put always false: nobody looked.
     pub existed: bool,
 }
 
@@ -224,6 +225,15 @@ impl Machine {
     }
 }
 
+/// Whether applying the operation depends on the version that its key has: a condition does, and so does a delete, of
+/// which the client is told whether the key was there. An unconditional put is blind.
+pub fn needs_version(operation: &Operation) -> bool {
+    match (operation.condition, &operation.action) {
+        (Condition::IfVersion(_), _) | (Condition::None, Action::Delete) => true,
+        (Condition::None, Action::Put(_)) => false,
+    }
+}
+
 /// Checks every condition, then says how each operation ends; an error is the first condition that fails.
 fn evaluate(
     index: u64,
@@ -232,7 +242,7 @@ fn evaluate(
 ) -> Result<Vec<OperationOutcome>, Outcome> {
     let mut results = Vec::with_capacity(operations.len());
     for (position, operation) in operations.iter().enumerate() {
-        let current = versions.version(&operation.key);
+        let current = if needs_version(operation) { versions.version(&operation.key) } else { None };
         assert!(current.is_none_or(|version| (1..index).contains(&version)), "a version is an earlier index");
         let current_version = current.unwrap_or(0);
         match operation.condition {
@@ -244,12 +254,11 @@ fn evaluate(
             Condition::IfVersion(_) | Condition::None => {}
         }
         let existed = current.is_some();
-        let version = match &operation.action {
-            Action::Put(_) => index,
-            Action::Delete if existed => index,
-            Action::Delete => 0,
-        };
-        results.push(OperationOutcome { version, existed });
+        results.push(match &operation.action {
+            // Never told, also where a condition has made it known: a put's answer must not depend on that.
+            Action::Put(_) => OperationOutcome { version: index, existed: false },
+            Action::Delete => OperationOutcome { version: if existed { index } else { 0 }, existed },
+        });
     }
     Ok(results)
 }

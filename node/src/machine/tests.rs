@@ -71,11 +71,42 @@ fn applied(version: u64, existed: bool) -> Outcome {
 fn a_retry_returns_the_first_answer_and_changes_nothing() {
     let mut shard = Shard::default();
     assert_eq!(shard.apply(&put(NOW, request(7, 1), "a")).outcome, applied(1, false));
-    assert_eq!(shard.apply(&put(NOW, RequestId::default(), "a")).outcome, applied(2, true));
+    assert_eq!(shard.apply(&put(NOW, RequestId::default(), "a")).outcome, applied(2, false));
     shard.restart();
     let retry = shard.apply(&put(NOW + 5, request(7, 1), "a"));
     assert_eq!(retry, Applied { outcome: applied(1, false), changes: Vec::new() });
     assert_eq!(shard.index.version(b"a"), Some(2));
+}
+
+/// An index that must not be asked for more than it is told.
+struct Only<'a>(&'a [u8], Option<u64>);
+
+impl KeyVersions for Only<'_> {
+    fn version(&self, key: &[u8]) -> Option<u64> {
+        assert_eq!(key, self.0, "a blind put asks nothing");
+        self.1
+    }
+}
+
+#[test]
+fn only_conditions_and_deletes_look_at_what_was_there() {
+    let key = Bytes::from_static;
+    let operations = vec![
+        Operation::put(key(b"blind"), key(b"1"), Condition::None),
+        Operation::put(key(b"asked"), key(b"2"), Condition::IfVersion(3)),
+    ];
+    let command = WriteCommand::new(NOW, RequestId::default(), operations).expect("valid");
+    let mut machine = Machine { applied_index: 8, ..Machine::new() };
+    let applied = machine.apply(9, &command, &Only(b"asked", Some(3)));
+    let put = OperationOutcome { version: 9, existed: false };
+    assert_eq!(applied.outcome, Outcome::Applied(vec![put, put]), "a put never says what was there");
+    let delete = WriteCommand::new(
+        NOW,
+        RequestId::default(),
+        vec![Operation::delete(key(b"asked"), Condition::None)],
+    );
+    let applied = machine.apply(10, &delete.expect("valid"), &Only(b"asked", Some(9)));
+    assert_eq!(applied.outcome, Outcome::Applied(vec![OperationOutcome { version: 10, existed: true }]));
 }
 
 #[test]
@@ -139,8 +170,8 @@ fn below_the_watermark_and_beyond_the_window_nothing_is_applied() {
         shard.apply(&put(NOW, request(7, sequence), "a"));
     }
     let acknowledging = RequestId { lowest_unacknowledged: 3, ..request(7, 4) };
-    assert_eq!(shard.apply(&put(NOW, acknowledging, "a")).outcome, applied(4, true));
-    assert_eq!(shard.apply(&put(NOW, request(7, 3), "a")).outcome, applied(3, true));
+    assert_eq!(shard.apply(&put(NOW, acknowledging, "a")).outcome, applied(4, false));
+    assert_eq!(shard.apply(&put(NOW, request(7, 3), "a")).outcome, applied(3, false));
     assert_eq!(shard.apply(&put(NOW, request(7, 2), "a")).outcome, Outcome::SessionUnknown);
     assert_eq!(shard.apply(&put(NOW, request(7, 0), "a")).outcome, Outcome::SessionUnknown);
     let far = request(7, 3 + SEQUENCE_WINDOW);

@@ -532,9 +532,8 @@ impl Part {
         match &self.change {
             Change::Get if result.existed => scene.read(&self.key, &result.value, result.version),
             Change::Get => Outcome::Read { value: None, version: None },
-            Change::Put(_) => {
-                Outcome::Written { version: Some(result.version), existed: Some(result.existed) }
-            }
+            // A put is blind: it does not say what was there.
+            Change::Put(_) => Outcome::Written { version: Some(result.version), existed: None },
             Change::Delete => {
                 let version = (result.existed && result.version != 0).then_some(result.version);
                 Outcome::Written { version, existed: Some(result.existed) }

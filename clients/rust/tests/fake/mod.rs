@@ -261,8 +261,8 @@ impl World {
             results.push(match operation.operation.clone().unwrap() {
                 Wire::Put(put) => {
                     self.applied += 1;
-                    let existed = self.data.insert(put.key, (put.value, self.applied)).is_some();
-                    v1::OperationResult { version: self.applied, existed, value: Bytes::new() }
+                    self.data.insert(put.key, (put.value, self.applied));
+                    v1::OperationResult { version: self.applied, existed: false, value: Bytes::new() }
                 }
                 Wire::Delete(delete) => {
                     let existed = self.data.remove(&delete.key).is_some();
