@@ -1,44 +1,67 @@
-//! The value cache: values by where they lie in the log, within a budget of bytes.
+//! The two caches of a log, each within a budget of bytes: values by where they lie in the log, and blocks of
+//! runs by run and number.
 //!
-//! The policy is S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a value
-//! starts in a small queue and moves to the main one only if it was asked for again before it fell out, so a
-//! scan over everything passes through the small queue and leaves the rest alone. A ghost list of places
-//! that fell out lets a value that returns soon go to the main queue at once.
-
-use std::collections::{BTreeSet, VecDeque};
+//! The policy is `quick_cache`'s, a relative of CLOCK-PRO and S3-FIFO: what comes new enters a cold queue and
+//! moves to the hot ring only if it was asked for again before it fell out, so that a scan over everything
+//! passes through and leaves the rest alone; what returns soon after it fell out becomes hot at once. With a
+//! fixed hasher its decisions follow from the calls alone, and a simulation replays.
 
 use bytes::Bytes;
-use krita_runtime::FixedHashMap;
+use krita_runtime::FixedState;
+use quick_cache::unsync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::types::{Extent, value_checksum};
 
 /// The first extent of a value's region: no two values share one.
 type Place = Extent;
 
-/// What an entry costs beside its value.
+/// What an entry costs beside its bytes.
 const ENTRY_BYTES: usize = 96;
 /// Values up to this length are copied, so that they do not keep the buffer they came in alive.
 const COPY_BYTES_MAX: usize = 64 << 10;
-/// Most uses that count.
-const USES_MAX: u8 = 3;
+/// Guess of an entry's mean cost: decides how many that fell out are remembered, nothing else.
+const MEAN_BYTES: usize = 4 << 10;
 
-struct Cached {
-    value: Bytes,
-    checksum: u32,
-    uses: u8,
-    main: bool,
+/// What is cached under a key.
+trait Cost {
+    fn bytes(&self) -> usize;
 }
 
-/// See the module.
+#[derive(Clone)]
+struct CostWeighter;
+
+impl<K, V: Cost> Weighter<K, V> for CostWeighter {
+    fn weight(&self, _: &K, value: &V) -> u64 {
+        (value.bytes() + ENTRY_BYTES) as u64
+    }
+}
+
+type Bounded<K, V> = Cache<K, V, CostWeighter, FixedState>;
+
+fn bounded<K: Eq + std::hash::Hash, V: Cost>(budget: usize) -> Bounded<K, V> {
+    let mut options = OptionsBuilder::new();
+    options.estimated_items_capacity(budget / MEAN_BYTES + 16).weight_capacity(budget as u64);
+    let options = options.build().expect("both capacities are given");
+    Cache::with_options(options, CostWeighter, FixedState::default(), DefaultLifecycle::default())
+}
+
+#[derive(Clone)]
+struct CachedValue {
+    value: Bytes,
+    checksum: u32,
+}
+
+impl Cost for CachedValue {
+    fn bytes(&self) -> usize {
+        self.value.len()
+    }
+}
+
+/// Values with their checksums. See the module.
 pub(crate) struct ValueCache {
     budget: usize,
-    values: FixedHashMap<Place, Cached>,
-    small: VecDeque<Place>,
-    small_bytes: usize,
-    main: VecDeque<Place>,
-    main_bytes: usize,
-    ghost: VecDeque<Place>,
-    ghost_places: BTreeSet<Place>,
+    values: Bounded<Place, CachedValue>,
 }
 
 /// What the cache has to say about a value.
@@ -52,97 +75,78 @@ pub(crate) enum Lookup {
 
 impl ValueCache {
     pub(crate) fn new(budget: usize) -> Self {
-        Self {
-            budget,
-            values: FixedHashMap::default(),
-            small: VecDeque::new(),
-            small_bytes: 0,
-            main: VecDeque::new(),
-            main_bytes: 0,
-            ghost: VecDeque::new(),
-            ghost_places: BTreeSet::new(),
-        }
+        Self { budget, values: bounded(budget) }
     }
 
     /// Bytes in use.
     pub(crate) fn bytes(&self) -> usize {
-        self.small_bytes + self.main_bytes
+        bytes_of(self.values.weight())
     }
 
     /// The value at `place`, checked against `key`.
     pub(crate) fn get(&mut self, place: Place, key: &[u8]) -> Lookup {
-        let Some(cached) = self.values.get_mut(&place) else { return Lookup::Miss };
+        let Some(cached) = self.values.get(&place) else { return Lookup::Miss };
         if value_checksum(key, &cached.value) != cached.checksum {
             return Lookup::Damaged;
         }
-        cached.uses = (cached.uses + 1).min(USES_MAX);
         Lookup::Hit(cached.value.clone())
     }
 
     /// Puts a value in, unless it is there or too large to be worth it.
     pub(crate) fn insert(&mut self, place: Place, key: &[u8], value: &Bytes) {
-        let cost = value.len() + ENTRY_BYTES;
-        if cost > self.budget / 4 || self.values.contains_key(&place) {
+        if value.len() + ENTRY_BYTES > self.budget / 4 || self.values.peek(&place).is_some() {
             return;
         }
         let checksum = value_checksum(key, value);
         let value = if value.len() <= COPY_BYTES_MAX { Bytes::copy_from_slice(value) } else { value.clone() };
-        let main = self.ghost_places.remove(&place);
-        self.values.insert(place, Cached { value, checksum, uses: 0, main });
-        if main {
-            self.main.push_back(place);
-            self.main_bytes += cost;
-        } else {
-            self.small.push_back(place);
-            self.small_bytes += cost;
-        }
-        while self.bytes() > self.budget {
-            self.evict();
-        }
+        self.values.insert(place, CachedValue { value, checksum });
+    }
+}
+
+/// A block of a run: the number that the run got when it was opened, and the block's own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct BlockKey {
+    pub(crate) run: u32,
+    pub(crate) block: u32,
+}
+
+impl Cost for Bytes {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+/// Blocks of runs, checked when they were read. See the module.
+pub(crate) struct BlockCache {
+    budget: usize,
+    blocks: Bounded<BlockKey, Bytes>,
+}
+
+impl BlockCache {
+    pub(crate) fn new(budget: usize) -> Self {
+        Self { budget, blocks: bounded(budget) }
     }
 
-    fn evict(&mut self) {
-        if self.small_bytes * 10 >= self.budget || self.main.is_empty() {
-            self.evict_small();
-        } else {
-            self.evict_main();
-        }
+    /// Bytes in use.
+    pub(crate) fn bytes(&self) -> usize {
+        bytes_of(self.blocks.weight())
     }
 
-    fn evict_small(&mut self) {
-        let Some(place) = self.small.pop_front() else { return };
-        let Some(cached) = self.values.get_mut(&place) else { return };
-        let cost = cached.value.len() + ENTRY_BYTES;
-        self.small_bytes -= cost;
-        if cached.uses > 0 {
-            cached.uses = 0;
-            cached.main = true;
-            self.main.push_back(place);
-            self.main_bytes += cost;
-            return;
-        }
-        self.values.remove(&place);
-        self.ghost.push_back(place);
-        self.ghost_places.insert(place);
-        while self.ghost.len() > self.values.len().max(16) {
-            if let Some(oldest) = self.ghost.pop_front() {
-                self.ghost_places.remove(&oldest);
-            }
-        }
+    pub(crate) fn get(&self, key: BlockKey) -> Option<Bytes> {
+        self.blocks.get(&key).cloned()
     }
 
-    fn evict_main(&mut self) {
-        let Some(place) = self.main.pop_front() else { return };
-        let Some(cached) = self.values.get_mut(&place) else { return };
-        debug_assert!(cached.main);
-        if cached.uses > 0 {
-            cached.uses -= 1;
-            self.main.push_back(place);
-            return;
+    /// Puts a block in, unless it is there or too large to be worth it. `block` keeps no larger buffer alive.
+    pub(crate) fn insert(&mut self, key: BlockKey, block: Bytes) {
+        if block.len() + ENTRY_BYTES <= self.budget / 4 && self.blocks.peek(&key).is_none() {
+            self.blocks.insert(key, block);
         }
-        self.main_bytes -= cached.value.len() + ENTRY_BYTES;
-        self.values.remove(&place);
     }
+}
+
+/// A sum of lengths in memory.
+fn bytes_of(weight: u64) -> usize {
+    usize::try_from(weight).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -168,7 +172,7 @@ mod tests {
         }
         let kept = (0..20).filter(|hot| cache.get(place(*hot), b"k") == Lookup::Hit(value.clone())).count();
         assert_eq!(kept, 20, "values that were asked for twice outlive a scan");
-        assert_eq!(cache.get(place(100), b"k"), Lookup::Miss);
+        assert_eq!(cache.get(place(1900), b"k"), Lookup::Miss, "a scan passes through");
     }
 
     #[test]
@@ -176,5 +180,12 @@ mod tests {
         let mut cache = ValueCache::new(100_000);
         cache.insert(place(1), b"k", &Bytes::from_static(b"v"));
         assert_eq!(cache.get(place(1), b"other"), Lookup::Damaged);
+    }
+
+    #[test]
+    fn a_cache_without_a_budget_keeps_nothing() {
+        let mut cache = BlockCache::new(0);
+        cache.insert(BlockKey { run: 1, block: 2 }, Bytes::from_static(b"block"));
+        assert_eq!((cache.get(BlockKey { run: 1, block: 2 }), cache.bytes()), (None, 0));
     }
 }
