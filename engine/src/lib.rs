@@ -72,15 +72,19 @@
 mod batch;
 mod cache;
 mod checkpoint;
+mod epochs;
 mod error;
 mod format;
 mod gate;
 mod health;
+#[allow(dead_code, unused_imports, reason = "the index that is made of runs comes next")]
+mod index;
 mod index_in_memory;
 mod inner;
 pub mod inspect;
 mod log;
 mod manifest;
+mod packed;
 mod publish;
 mod read;
 mod record;
