@@ -6,12 +6,14 @@
 
 use std::rc::Rc;
 
+use bytes::Bytes;
 use krita_engine::{Batch, LogError, Store};
 use krita_raft::{Entry, Index, LogLoad, Message, Ready, ReadyNumber, Term};
 use krita_runtime::{Runtime, TaskClass};
 
+use crate::applying::Applied;
 use crate::core::{Core, Serving};
-use crate::replica::{Applied, Replica, raft_time};
+use crate::replica::{Replica, raft_time};
 use crate::wire::{self, Payload};
 
 /// Rounds of one replica before the others get their turn.
@@ -97,6 +99,10 @@ impl<R: Runtime> Core<R> {
                 Applied::All | Applied::More => {}
                 Applied::Load { from, through } => {
                     self.load_to_apply(replica, from, through);
+                    return;
+                }
+                Applied::Prefetch(keys) => {
+                    self.prefetch_to_apply(replica, keys);
                     return;
                 }
             }
@@ -203,13 +209,37 @@ impl<R: Runtime> Core<R> {
                 match entries {
                     // A snapshot is replacing what the store holds, or has already: asked for again if need be.
                     _ if replica.hold_output => {}
-                    // A snapshot has replaced the log while it was read.
+                    // Or a snapshot has replaced the log while it was read.
                     Ok(entries) if replica.applied.next() == from => {
-                        replica.apply_entries(&entries);
+                        let waits_for = replica.apply_entries(&entries);
+                        if !waits_for.is_empty() {
+                            core.prefetch_to_apply(replica, waits_for);
+                        }
                     }
                     Ok(_) => {}
                     Err(reason) if replica.applied.next() == from => replica.stop(reason),
                     Err(_) => {}
+                }
+            });
+        });
+    }
+
+    /// Has the store learn versions of keys from the disk, and goes on applying. Should it have forgotten them again by
+    /// then, because the shard's runs have changed, the replica asks again.
+    fn prefetch_to_apply(self: &Rc<Self>, replica: &mut Replica<R>, keys: Vec<Bytes>) {
+        replica.apply_paused = true;
+        let (core, store, shard) = (self.clone(), replica.store.clone(), replica.shard);
+        let from = replica.applied.next();
+        self.runtime.spawn(TaskClass::Foreground, "prefetch-to-apply", async move {
+            let fetched = store.prefetch(krita_engine::ShardId(shard), keys).await;
+            core.with_replica(shard, |replica| {
+                replica.apply_paused = false;
+                match fetched {
+                    // A snapshot is replacing what the store holds, or has already: nothing is missing any more.
+                    Err(error) if !replica.hold_output && replica.applied.next() == from => {
+                        replica.stop(format!("the index of shard {shard} cannot be read: {error}"));
+                    }
+                    Ok(()) | Err(_) => {}
                 }
             });
         });

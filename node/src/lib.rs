@@ -7,13 +7,14 @@
 //! - `core`: one core's state, with a picture of what flows where; `node`: start, forming, end; `open`: logs and
 //!   replicas come to life.
 //! - `server`, `request`, `router`, `responder`: a request's way in, to its shard, and its answer's way out.
-//! - `replica`: where Raft, the store and the state machine meet; `writes`, `reads`; `emit`: the end of each round,
+//! - `replica`: where Raft, the store and the state machine meet; `applying`, `writes`, `reads`; `emit`: the end of each round,
 //!   one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes; `snapshots`.
 //! - Pure leaves: [`command`], [`machine`], [`sessions`], [`placement`], [`forming`], [`config`], [`auth`].
 //!
 //! What is deliberately absent: clocks, threads, sockets and files (they come from the runtime), and any lock: what a
 //! core owns, only its thread touches.
 
+mod applying;
 pub mod auth;
 mod background;
 mod cluster;

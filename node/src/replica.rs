@@ -10,21 +10,16 @@ use bytes::Bytes;
 use krita_engine::{ShardId, Store};
 use krita_proto::error::ErrorCode;
 use krita_proto::v1;
-use krita_raft::{
-    Change as RaftChange, Entry, EntryKind, Index, Raft, ReadOutcome, ReadToken, Ready, Term, Time,
-};
+use krita_raft::{Change as RaftChange, Entry, Index, Raft, ReadOutcome, ReadToken, Ready, Term, Time};
 use krita_runtime::{Instant, Notify, Runtime};
 
 use crate::command::{self, WriteCommand};
 use crate::failure::Failure;
-use crate::machine::{self, KeyVersions, Machine, Outcome};
+use crate::machine::{self, Machine, Outcome};
 use crate::reads::{self, PendingRead};
 use crate::request::{Action, Condition, KeyOperation, Scan, Write};
 use crate::responder::Responder;
 use crate::wire::Payload;
-
-/// Entries applied before other work of the core gets its turn.
-const APPLY_SLICE: usize = 512;
 
 /// Confirmed reads that wait until enough is applied. Those that wait to be confirmed Raft bounds.
 const CONFIRMED_MAX: usize = 16 * 1024;
@@ -49,8 +44,10 @@ pub(crate) struct Replica<R: Runtime> {
     pub(crate) applied: Index,
     pub(crate) applied_term: Term,
     pub(crate) apply_through: Index,
-    /// A read of entries to apply is under way, or a snapshot is being installed: applying waits.
+    /// A read of entries or of versions to apply with is under way: applying waits.
     pub(crate) apply_paused: bool,
+    /// How often versions were asked of the disk since an entry was applied.
+    pub(crate) prefetches: u32,
     /// Why this replica stopped for good: it met a command that it does not understand.
     pub(crate) stopped: Option<String>,
     /// Highest log time given to a proposal, in milliseconds since 1970.
@@ -125,32 +122,6 @@ impl AnswerShape {
     }
 }
 
-/// How far applying got.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Applied {
-    /// All that may be applied is.
-    All,
-    /// The slice is used up.
-    More,
-    /// Entries from here on are no longer in memory: read them from the log.
-    Load { from: Index, through: Index },
-}
-
-/// The index of the store as the machine sees it.
-struct Versions<'a, R: Runtime> {
-    store: &'a Store<R>,
-    shard: ShardId,
-}
-
-impl<R: Runtime> KeyVersions for Versions<'_, R> {
-    fn version(&self, key: &[u8]) -> Option<u64> {
-        match self.store.version_now(self.shard, key) {
-            krita_engine::VersionNow::Known(version) => version.map(|version| version.0),
-            krita_engine::VersionNow::Unknown => unreachable!("the whole index is in memory so far"),
-        }
-    }
-}
-
 /// The core's time in Raft's terms.
 pub(crate) fn raft_time(now: Instant) -> Time {
     Time(now.as_nanoseconds())
@@ -187,6 +158,7 @@ impl<R: Runtime> Replica<R> {
             applied_term,
             apply_through: applied,
             apply_paused: false,
+            prefetches: 0,
             stopped: None,
             log_time_ms,
             proposals: VecDeque::new(),
@@ -324,69 +296,9 @@ impl<R: Runtime> Replica<R> {
         reads::serve(&self.runtime, &self.store, self.engine_shard(), self.served_by, read);
     }
 
-    /// Applies what may be applied, up to a slice, from the entries in memory.
-    pub(crate) fn apply(&mut self) -> Applied {
-        if self.apply_paused || self.hold_output || self.stopped.is_some() {
-            return Applied::All;
-        }
-        let through = self.apply_through;
-        let slice_end = Index((self.applied.0 + APPLY_SLICE as u64).min(through.0));
-        let entries: Vec<Entry<Payload>> =
-            self.raft.entries(self.applied.next(), slice_end).cloned().collect();
-        self.apply_entries(&entries);
-        if self.applied == through || self.stopped.is_some() {
-            return Applied::All;
-        }
-        match self.applied == slice_end {
-            true => Applied::More,
-            false => Applied::Load { from: self.applied.next(), through },
-        }
-    }
-
-    /// Applies these entries, which follow the last applied one and are committed and durable here.
-    pub(crate) fn apply_entries(&mut self, entries: &[Entry<Payload>]) {
-        for entry in entries {
-            assert_eq!(entry.index, self.applied.next(), "entries are applied in order, each once");
-            assert!(entry.index <= self.apply_through, "only committed and durable entries are applied");
-            if let Err(reason) = self.apply_entry(entry) {
-                tracing::error!(shard = self.shard, index = entry.index.0, reason, "the replica stops");
-                self.stop(reason);
-                return;
-            }
-            self.applied = entry.index;
-            self.applied_term = entry.term;
-        }
-        if !entries.is_empty() {
-            self.raft.applied(self.applied);
-            self.serve_confirmed();
-        }
-    }
-
-    fn apply_entry(&mut self, entry: &Entry<Payload>) -> Result<(), String> {
-        let shard = self.engine_shard();
-        let index = krita_engine::Index(entry.index.0);
-        let outcome = match entry.kind {
-            EntryKind::Command => {
-                let command = WriteCommand::decode(&entry.payload.0).map_err(|error| {
-                    format!("entry {} of shard {} is not understood: {error}", entry.index, self.shard)
-                })?;
-                let versions = Versions { store: &self.store, shard };
-                let applied = self.machine.apply(entry.index.0, &command, &versions);
-                self.store.apply(shard, index, applied.changes.into_iter().map(engine_change).collect());
-                Some(applied.outcome)
-            }
-            EntryKind::TermStart | EntryKind::Configuration => {
-                self.store.apply(shard, index, Vec::new());
-                None
-            }
-        };
-        self.answer_proposal(entry, outcome);
-        Ok(())
-    }
-
     /// Answers whoever proposed at this index: with the outcome if it is their entry, with a failure if
     /// another leader's took its place.
-    fn answer_proposal(&mut self, entry: &Entry<Payload>, outcome: Option<Outcome>) {
+    pub(crate) fn answer_proposal(&mut self, entry: &Entry<Payload>, outcome: Option<Outcome>) {
         while self.proposals.front().is_some_and(|proposal| proposal.index <= entry.index) {
             let Some(proposal) = self.proposals.pop_front() else { return };
             let is_theirs = proposal.index == entry.index && proposal.term == entry.term;
@@ -455,7 +367,7 @@ impl<R: Runtime> Replica<R> {
         Failure { log_time_ms: self.machine.log_time_ms(), ..failure }
     }
 
-    fn serve_confirmed(&mut self) {
+    pub(crate) fn serve_confirmed(&mut self) {
         let mut waiting = VecDeque::new();
         for (index, read) in std::mem::take(&mut self.confirmed) {
             match index <= self.applied {
@@ -638,18 +550,4 @@ fn batch_results(
             })
         })
         .collect()
-}
-
-/// What the machine changed, in the engine's terms. The key is copied: a slice of the frame would keep the
-/// whole frame in memory for as long as the key lives.
-fn engine_change(change: machine::Change) -> krita_engine::Change {
-    match change {
-        machine::Change::Put { key, payload_offset, payload_length, value } => krita_engine::Change::Put {
-            key: Bytes::copy_from_slice(&key),
-            payload_offset,
-            payload_length,
-            value: Some(Bytes::copy_from_slice(&value)),
-        },
-        machine::Change::Delete { key } => krita_engine::Change::Delete { key },
-    }
 }

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use krita_proto::v1;
 use krita_proto::v1::raft_message::Body as Wire;
 use krita_raft::{
-    AppendAnswer, Body, Configuration, Entry, EntryKind, Index, Message, ReplicaId, Round, Term,
+    AppendAnswer, Body, Configuration, Entry, EntryKind, Heal, Index, Marks, Message, ReplicaId, Round,
+    SuspectMark, Term,
 };
 
 /// An entry's payload: an encoded command, shared and never copied.
@@ -56,12 +57,31 @@ pub(crate) fn encode(shard: u32, message: Message<Payload>) -> v1::RaftMessage {
         Body::QuiesceReply { agreed } => Wire::QuiesceReply(v1::RaftQuiesceReply { agreed }),
         Body::Wake => Wire::Wake(v1::RaftWake {}),
     };
-    v1::RaftMessage { shard, from: message.from.0, to: message.to.0, term: message.term.0, body: Some(body) }
+    let Marks { life, doubts, suspect, heal } = message.marks;
+    v1::RaftMessage {
+        shard,
+        from: message.from.0,
+        to: message.to.0,
+        term: message.term.0,
+        body: Some(body),
+        life,
+        doubts,
+        suspect: suspect.map(|mark| v1::RaftSuspect { nonce: mark.nonce, needs_snapshot: mark.needs_snapshot }),
+        heal: heal.map(|heal| v1::RaftHeal { nonce: heal.nonce, through: heal.through.0 }),
+    }
 }
 
 /// The message behind its wire form; `None` if it is of a kind or shape that this version does not know (a
 /// message may always be lost).
 pub(crate) fn decode(wire: v1::RaftMessage) -> Option<Message<Payload>> {
+    let marks = Marks {
+        life: wire.life,
+        doubts: wire.doubts,
+        suspect: wire
+            .suspect
+            .map(|mark| SuspectMark { nonce: mark.nonce, needs_snapshot: mark.needs_snapshot }),
+        heal: wire.heal.map(|heal| Heal { nonce: heal.nonce, through: Index(heal.through) }),
+    };
     let body = match wire.body? {
         Wire::PreVote(vote) => {
             Body::PreVote { last_index: Index(vote.last_index), last_term: Term(vote.last_term) }
@@ -86,7 +106,7 @@ pub(crate) fn decode(wire: v1::RaftMessage) -> Option<Message<Payload>> {
         Wire::QuiesceReply(reply) => Body::QuiesceReply { agreed: reply.agreed },
         Wire::Wake(_) => Body::Wake,
     };
-    Some(Message { from: ReplicaId(wire.from), to: ReplicaId(wire.to), term: Term(wire.term), body })
+    Some(Message { from: ReplicaId(wire.from), to: ReplicaId(wire.to), term: Term(wire.term), body, marks })
 }
 
 /// The number of an entry's kind, in messages and on disk.
@@ -241,6 +261,24 @@ mod tests {
                 commit: Index(6),
                 entries,
                 round: Round(5),
+            },
+            marks: Marks::default(),
+        };
+        assert_eq!(decode(encode(4, message.clone())), Some(message));
+    }
+
+    #[test]
+    fn the_marks_of_a_suspect_survive_the_wire() {
+        let message = Message {
+            from: ReplicaId(2),
+            to: ReplicaId(1),
+            term: Term(3),
+            body: Body::HeartbeatReply { round: Round(5) },
+            marks: Marks {
+                life: u64::MAX,
+                doubts: 7,
+                suspect: Some(SuspectMark { nonce: 1 << 63, needs_snapshot: true }),
+                heal: Some(Heal { nonce: 9, through: Index(1 << 40) }),
             },
         };
         assert_eq!(decode(encode(4, message.clone())), Some(message));

@@ -100,11 +100,8 @@ fn only_conditions_and_deletes_look_at_what_was_there() {
     let applied = machine.apply(9, &command, &Only(b"asked", Some(3)));
     let put = OperationOutcome { version: 9, existed: false };
     assert_eq!(applied.outcome, Outcome::Applied(vec![put, put]), "a put never says what was there");
-    let delete = WriteCommand::new(
-        NOW,
-        RequestId::default(),
-        vec![Operation::delete(key(b"asked"), Condition::None)],
-    );
+    let delete =
+        WriteCommand::new(NOW, RequestId::default(), vec![Operation::delete(key(b"asked"), Condition::None)]);
     let applied = machine.apply(10, &delete.expect("valid"), &Only(b"asked", Some(9)));
     assert_eq!(applied.outcome, Outcome::Applied(vec![OperationOutcome { version: 10, existed: true }]));
 }
