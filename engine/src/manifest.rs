@@ -244,13 +244,13 @@ pub(crate) struct LogIdentity {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct FrameHeader {
-    identity: LogIdentity,
-    number: u64,
-    sequence: u64,
-    previous: u64,
-    offset: u32,
-    flags: u32,
+pub(crate) struct FrameHeader {
+    pub(crate) identity: LogIdentity,
+    pub(crate) number: u64,
+    pub(crate) sequence: u64,
+    pub(crate) previous: u64,
+    pub(crate) offset: u32,
+    pub(crate) flags: u32,
 }
 
 fn encode_frame(header: &FrameHeader, changes: &[ManifestChange]) -> (Vec<u8>, u64) {
@@ -277,15 +277,17 @@ fn encode_frame(header: &FrameHeader, changes: &[ManifestChange]) -> (Vec<u8>, u
     (out, sum)
 }
 
-struct Frame {
-    header: FrameHeader,
-    checksum: u64,
+/// A frame that passed its checksum.
+pub(crate) struct Frame {
+    pub(crate) header: FrameHeader,
+    pub(crate) checksum: u64,
     /// Unpadded.
-    length: usize,
-    changes: Vec<ManifestChange>,
+    pub(crate) length: usize,
+    pub(crate) changes: Vec<ManifestChange>,
 }
 
-fn decode_frame(bytes: &[u8]) -> Option<Frame> {
+/// Reads the frame at the front of `bytes`; none if it is torn, damaged or never was one.
+pub(crate) fn decode_frame(bytes: &[u8]) -> Option<Frame> {
     let mut reader = Reader::new(bytes);
     let sum = reader.u64()?;
     if reader.u32()? != FRAME_MAGIC || reader.u16()? != FORMAT_VERSION {
@@ -331,7 +333,8 @@ pub(crate) struct Appender<'a, R: Runtime> {
     _pass: Pass,
 }
 
-fn apply(shards: &mut BTreeMap<ShardId, ShardRecord>, change: ManifestChange) -> bool {
+/// Makes a change; false if it names a shard that is not there.
+pub(crate) fn apply(shards: &mut BTreeMap<ShardId, ShardRecord>, change: ManifestChange) -> bool {
     match change {
         ManifestChange::Put(record) => {
             shards.insert(record.shard, *record);
