@@ -222,9 +222,8 @@ pub(crate) async fn write_run<R: Runtime>(
         }
         let writer = match &mut writer {
             Some(writer) => writer,
-            None => writer.insert(
-                RunWriter::create(target.runtime, target.directory, target.identity, items).await?,
-            ),
+            None => writer
+                .insert(RunWriter::create(target.runtime, target.directory, target.identity, items).await?),
         };
         writer.add(&key, &entry).await?;
     }

@@ -15,7 +15,6 @@
 //! merged, and writes runs. Nothing here publishes anything: who calls [`ShardIndex::flushed`] or
 //! [`ShardIndex::merged`] has made the new run durable and named it in the manifest.
 
-mod epoch;
 mod known;
 mod memtable;
 mod merge;
@@ -26,10 +25,10 @@ use std::rc::Rc;
 
 use krita_runtime::Runtime;
 
+use crate::epochs::Epochs;
 use crate::run::{Entry, Now, Run};
 use crate::types::{Extents, Index, SegmentId, Slot};
 
-pub(crate) use epoch::{Epoch, EpochGuard, Epochs};
 use known::Known;
 pub(crate) use memtable::{Memtable, contributions};
 pub(crate) use merge::{RunInput, RunTarget, WriteError, merge_plan, write_run};
@@ -53,7 +52,7 @@ pub(crate) enum Relocated {
 /// See the module.
 pub(crate) struct ShardIndex<R: Runtime> {
     runtime: R,
-    epochs: Epochs,
+    epochs: Rc<Epochs>,
     active: Rc<Memtable>,
     /// Newest first.
     frozen: Rc<[Rc<Memtable>]>,
@@ -65,7 +64,7 @@ pub(crate) struct ShardIndex<R: Runtime> {
 
 impl<R: Runtime> ShardIndex<R> {
     /// An index of these runs, newest first. `epochs` are the store's: views hold them.
-    pub(crate) fn new(runtime: &R, epochs: &Epochs, runs: Vec<Rc<Run<R>>>) -> Self {
+    pub(crate) fn new(runtime: &R, epochs: &Rc<Epochs>, runs: Vec<Rc<Run<R>>>) -> Self {
         Self {
             runtime: runtime.clone(),
             epochs: epochs.clone(),

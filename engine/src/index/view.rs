@@ -7,10 +7,10 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use krita_runtime::Runtime;
 
-use super::epoch::EpochGuard;
 use super::memtable::{Memtable, MemtableView};
 use super::merge::{MergeCursor, Source};
 use super::{Generation, Now};
+use crate::epochs::Epoch;
 use crate::error::ReadError;
 use crate::run::{Entry, Run, Use};
 use crate::types::Slot;
@@ -32,7 +32,7 @@ pub(crate) struct IndexView<R: Runtime> {
     runs: Rc<[Rc<Run<R>>]>,
     generation: Generation,
     /// Keeps the segments that slots seen here point into.
-    _epoch: EpochGuard,
+    _epoch: Rc<Epoch>,
 }
 
 impl<R: Runtime> Clone for IndexView<R> {
@@ -51,14 +51,14 @@ impl<R: Runtime> Clone for IndexView<R> {
 impl<R: Runtime> IndexView<R> {
     pub(super) fn new(
         runtime: &R,
-        epoch: EpochGuard,
+        epoch: Epoch,
         active: &Rc<Memtable>,
         frozen: Rc<[Rc<Memtable>]>,
         runs: Rc<[Rc<Run<R>>]>,
         generation: Generation,
     ) -> Self {
         let active = MemtableView::new(active);
-        Self { runtime: runtime.clone(), active, frozen, runs, generation, _epoch: epoch }
+        Self { runtime: runtime.clone(), active, frozen, runs, generation, _epoch: Rc::new(epoch) }
     }
 
     /// The generation of the index when the view was taken.
