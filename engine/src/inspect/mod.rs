@@ -17,11 +17,18 @@
 //! ```
 
 mod finding;
+mod log;
+mod manifest;
 mod scan;
 mod segment;
 mod source;
 
 pub use finding::{FINDINGS_MAX, Finding, Findings, Severity};
+pub use log::{ChainSummary, LogReport, inspect_log};
+pub use manifest::{
+    ChangeInfo, CheckpointSummary, FrameInfo, LogIdentityInfo, ManifestReport, ShardSummary, VisitFrame,
+    inspect_manifest,
+};
 pub use segment::{
     BatchInfo, LogContext, RecordCounts, RecordInfo, RecordName, SegmentItem, SegmentReport, SegmentState,
     SegmentSummary, Stray, Visit, inspect_segment,
