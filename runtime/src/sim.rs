@@ -43,26 +43,59 @@
 //! assert_eq!(&answer, b"pong");
 //! ```
 //!
+//! # Faults of disks
+//!
+//! Each can be asked for ([`DiskControl`], on one host, now) and, where it says so, left to the seed with a chance
+//! ([`DiskFaultOptions`], in [`DiskOptions::faults`] for all hosts or by [`DiskControl::set_faults`] for one). A
+//! chance of zero, the default, draws nothing, so that switching one fault on leaves all other draws as they were.
+//! [`Statistics`] counts those that made a difference.
+//!
+//! | fault | asked for | by chance |
+//! |---|---|---|
+//! | power cut: unflushed sectors and names kept, lost or torn | [`Simulation::crash`], [`CrashOptions`] | always |
+//! | acknowledged flushes that were none | [`DiskControl::lie_about_syncs`] | |
+//! | lost, misdirected, repeated write | [`DiskControl::strike_next_write`] | yes |
+//! | failed write, leaving a mixture of sectors | [`DiskControl::fail_writes`] | yes |
+//! | failed flush; the data is kept, forgotten or reverted | [`DiskControl::fail_syncs`], [`AfterFailedSync`] | yes |
+//! | the file system turns read-only | [`DiskControl::remount_read_only`] | after a failure |
+//! | failed read, once or lasting | [`DiskControl::fail_reads`], [`DiskControl::fail_reads_of`] | yes |
+//! | flipped bit | [`DiskControl::flip_bit`], [`DiskControl::flip_byte`] | yes |
+//! | zeroed or misplaced block | [`DiskControl::zero_block`], [`DiskControl::misplace_block`] | yes |
+//! | truncated or deleted file | [`DiskControl::truncate`], [`DiskControl::remove`] | yes |
+//! | full disk: new blocks and names refused, overwrites taken | [`DiskControl::set_capacity`] | capacity |
+//! | slow disk | [`DiskControl::slow_by`], [`DiskControl::slow`] | [`DiskOptions::latency_factor`] |
+//! | hung disk | [`DiskControl::hang_for`], [`DiskControl::hang`] | yes |
+//! | read-only directory | [`DiskControl::set_read_only`] | |
+//!
+//! Damage at rest ([`DiskControl::damage_at_random`] for a place of the seed's choice) shows in the cache and on the
+//! platter alike, and works under a running node. Direct I/O has no cache to hide it.
+//!
+//! A killed process keeps its locks for as long as the disk has operations of its, as under a real kernel: behind a
+//! hung disk a restart finds the directory locked.
+//!
 //! # Map
 //!
 //! `world` holds the shared state and the event loop; `executor` tasks and cores; `host` processes, clocks,
 //! crashes; `network` connections and links, `stream` what processes see of them; `storage` what is on a disk
-//! and what a crash leaves, `disk` the operations; `mesh` messages between cores; `runtime` the trait;
-//! [`control`] the faults.
+//! and what a crash leaves, `disk` the operations, `faults` how they fail, `write_fault` how writes go astray,
+//! `rot` damage at rest; `mesh` messages between cores; `runtime` the trait; [`control`] the faults on demand.
 
 pub mod control;
 mod disk;
 mod executor;
+mod faults;
 mod host;
 mod mesh;
 mod network;
 mod options;
 mod random;
+mod rot;
 mod runtime;
 mod statistics;
 mod storage;
 mod stream;
 mod world;
+mod write_fault;
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -77,11 +110,16 @@ use world::World;
 pub use control::{DiskControl, NetworkControl};
 pub use disk::{SimBuffer, SimFile};
 pub use mesh::SimMesh;
-pub use options::{CrashOptions, DiskOptions, Latency, NetworkOptions, SimulationOptions, Survival};
+pub use options::{
+    CrashOptions, DiskFaultOptions, DiskOptions, Latency, NetworkOptions, SimulationOptions, Survival,
+};
 pub use random::Random;
+pub use rot::{Damage, Damaged};
 pub use runtime::SimRuntime;
 pub use statistics::Statistics;
+pub use storage::{AfterFailedSync, ReadFault};
 pub use stream::{SimHandoff, SimListener, SimStream};
+pub use write_fault::WriteFault;
 
 /// Simulated time after which [`Simulation::block_on`] gives up.
 const BLOCK_ON_LIMIT: Duration = Duration::from_secs(3600);

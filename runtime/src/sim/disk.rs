@@ -1,7 +1,8 @@
-//! Disks as processes see them: operations that take time, overlap, fail, hang, and die with the power.
+//! Disks as processes see them: operations that take time, overlap, hang, and die with the power. How they fail is in
+//! [`super::faults`] and [`super::write_fault`].
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -11,11 +12,13 @@ use std::task::{Poll, Waker};
 
 use bytes::Bytes;
 
+use super::faults::{DiskFaults, Refusal};
 use super::host::Process;
 use super::options::{CrashOptions, DiskOptions};
 use super::random::Random;
-use super::storage::{Inode, SECTOR_SIZE, Storage};
+use super::storage::{Inode, Storage};
 use super::world::{Action, World};
+use super::write_fault::Write;
 use crate::{BLOCK_SIZE, File, OpenOptions};
 
 /// The file that carries the lock of a directory, as on a real machine.
@@ -29,39 +32,56 @@ pub(crate) struct DiskState {
     pub(crate) storage: RefCell<Storage>,
     pub(crate) options: RefCell<DiskOptions>,
     pub(crate) faults: RefCell<DiskFaults>,
-    random: Random,
+    pub(crate) random: Random,
+    /// Draws for faults by chance, of which most disks have none.
+    pub(crate) chance: Random,
     /// Counts crashes: an operation of before a crash has no effect after it.
-    generation: Cell<u64>,
+    pub(crate) generation: Cell<u64>,
     /// Writes that the device has and has not completed.
-    writing: RefCell<BTreeMap<u64, Writing>>,
+    writing: RefCell<BTreeMap<u64, Write>>,
     /// Operations whose time has come while the disk hangs.
     hung: RefCell<Vec<Action>>,
-    locks: RefCell<BTreeMap<PathBuf, u64>>,
+    locks: RefCell<Locks>,
 }
 
-/// What a test has switched on.
+/// Who holds which directory, and for how long.
 #[derive(Default)]
-pub(crate) struct DiskFaults {
-    pub(crate) delay: u64,
-    pub(crate) hanging: bool,
-    pub(crate) failing_reads: u32,
-    pub(crate) failing_writes: u32,
-    pub(crate) failing_syncs: u32,
-    pub(crate) failing: bool,
-    pub(crate) lying: bool,
-    pub(crate) lose_next_write: bool,
-    pub(crate) misdirect_next_write: Option<i64>,
+struct Locks {
+    /// Holders: processes, dead ones too while the device still has operations of theirs.
+    holders: BTreeMap<PathBuf, u64>,
+    /// How many operations of each process the device has.
+    in_flight: BTreeMap<u64, u64>,
+    /// Processes that have died while the device had operations of theirs.
+    departed: BTreeSet<u64>,
 }
 
-struct Writing {
-    inode: Rc<Inode>,
-    position: u64,
-    bytes: Rc<SimBuffer>,
+impl Locks {
+    /// A process has died. A kernel ends it, and gives up its locks, once its last operation has ended.
+    fn depart(&mut self, process: u64) {
+        match self.in_flight.contains_key(&process) {
+            true => {
+                self.departed.insert(process);
+            }
+            false => self.holders.retain(|_, holder| *holder != process),
+        }
+    }
+
+    /// An operation of a process has ended.
+    fn land(&mut self, process: u64) {
+        let Some(count) = self.in_flight.get_mut(&process) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.in_flight.remove(&process);
+            if self.departed.remove(&process) {
+                self.holders.retain(|_, holder| *holder != process);
+            }
+        }
+    }
 }
 
 /// What kind of work the device does.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Work {
+pub(crate) enum Work {
     Read,
     Write,
     DurableWrite,
@@ -73,6 +93,7 @@ enum Work {
 impl DiskState {
     pub(crate) fn new(random: Random, options: DiskOptions) -> Self {
         Self {
+            chance: random.aside(1),
             storage: RefCell::new(Storage::new(options.capacity_bytes)),
             options: RefCell::new(options),
             faults: RefCell::default(),
@@ -90,7 +111,9 @@ impl DiskState {
         // First, since a completion that is dropped takes its write off the list.
         let mut writing: Vec<_> = std::mem::take(&mut *self.writing.borrow_mut()).into_values().collect();
         self.hung.borrow_mut().clear();
-        self.locks.borrow_mut().clear();
+        *self.locks.borrow_mut() = Locks::default();
+        // The file system is mounted anew.
+        self.faults.borrow_mut().read_only = false;
         while !writing.is_empty() {
             let write = writing.swap_remove(self.random.index(writing.len()));
             write.inode.write(write.position, &write.bytes);
@@ -103,9 +126,29 @@ impl DiskState {
         });
     }
 
-    /// Gives up what a dead process had locked.
+    /// Gives up what a dead process had locked, as soon as the device has none of its operations any more.
     pub(crate) fn unlock(&self, process: u64) {
-        self.locks.borrow_mut().retain(|_, holder| *holder != process);
+        self.locks.borrow_mut().depart(process);
+    }
+
+    /// From now on nothing completes. Returns the number of this hang.
+    pub(crate) fn hang(&self, world: &World) -> u64 {
+        let mut faults = self.faults.borrow_mut();
+        faults.hanging = true;
+        faults.hangs += 1;
+        world.count(|statistics| statistics.hangs += 1);
+        faults.hangs
+    }
+
+    /// Hangs for a while, unless somebody ends it before.
+    pub(crate) fn hang_for(self: &Rc<Self>, world: &World, duration: u64) {
+        let (disk, hang) = (Rc::clone(self), self.hang(world));
+        world.after(duration, move |world| {
+            let is_this = disk.faults.borrow().hangs == hang && disk.faults.borrow().hanging;
+            if is_this {
+                disk.unhang(world);
+            }
+        });
     }
 
     /// Lets what has hung complete.
@@ -119,6 +162,7 @@ impl DiskState {
     pub(crate) fn wipe(&self) {
         let capacity = self.options.borrow().capacity_bytes;
         *self.storage.borrow_mut() = Storage::new(capacity);
+        *self.locks.borrow_mut() = Locks::default();
         self.generation.set(self.generation.get() + 1);
     }
 
@@ -133,41 +177,8 @@ impl DiskState {
             Work::Sync | Work::DirectorySync => self.random.latency(options.sync_latency),
             Work::Directory => self.random.latency(options.directory_latency),
         };
-        latency + self.faults.borrow().delay
+        latency * u64::from(options.latency_factor) + self.faults.borrow().delay
     }
-
-    /// Whether this operation is to fail, and counts it.
-    fn admit(&self, world: &World, work: Work) -> io::Result<()> {
-        let mut faults = self.faults.borrow_mut();
-        let faults = &mut *faults;
-        let countdown = match work {
-            Work::Read => Some(&mut faults.failing_reads),
-            Work::Write | Work::DurableWrite => Some(&mut faults.failing_writes),
-            Work::Sync | Work::DirectorySync => Some(&mut faults.failing_syncs),
-            Work::Directory => None,
-        };
-        world.count(|statistics| match work {
-            Work::Read => statistics.disk_reads += 1,
-            Work::Write | Work::DurableWrite => statistics.disk_writes += 1,
-            Work::Sync => statistics.disk_syncs += 1,
-            Work::DirectorySync => statistics.directory_syncs += 1,
-            Work::Directory => {}
-        });
-        let counted = countdown.is_some_and(|count| {
-            let failing = *count > 0;
-            *count = count.saturating_sub(1);
-            failing
-        });
-        if faults.failing || counted {
-            return Err(input_output_error());
-        }
-        Ok(())
-    }
-}
-
-/// `EIO`, as a kernel reports it.
-fn input_output_error() -> io::Error {
-    io::Error::from_raw_os_error(5)
 }
 
 /// A process's way to its host's disk.
@@ -214,7 +225,7 @@ impl DiskAccess {
     async fn operate<T: 'static>(
         &self,
         work: Work,
-        action: impl FnOnce(&DiskState, &World) -> io::Result<T> + 'static,
+        action: impl FnOnce(&Rc<DiskState>, &Rc<World>) -> io::Result<T> + 'static,
     ) -> io::Result<T> {
         if !self.process.alive.get() {
             return Err(io::Error::other("the process that held this file is dead"));
@@ -228,7 +239,10 @@ impl DiskAccess {
         let host = Rc::clone(&self.process.host);
         let generation = host.disk.generation.get();
         let completed = Rc::clone(&operation);
+        let at_the_device = AtTheDevice::new(&self.process);
         let completion = move |world: &Rc<World>| {
+            // Dropped in the end, or without the completion ever running.
+            let _at_the_device = at_the_device;
             let disk = &host.disk;
             if disk.generation.get() != generation {
                 return;
@@ -239,15 +253,24 @@ impl DiskAccess {
             } else {
                 action(disk, world)
             };
-            if outcome.is_err() {
-                world.count(|statistics| statistics.disk_errors += 1);
+            if let Err(error) = &outcome {
+                let is_full = u64::from(error.kind() == io::ErrorKind::StorageFull);
+                world.count(|statistics| {
+                    statistics.disk_errors += 1;
+                    statistics.full_disk_refusals += is_full;
+                });
             }
+            disk.rot(world);
             *completed.outcome.borrow_mut() = Some(outcome);
             if let Some(waker) = completed.waker.borrow_mut().take() {
                 waker.wake();
             }
         };
         let host = Rc::clone(&self.process.host);
+        if self.disk().wants(|chances| chances.hang, None) && !self.disk().faults.borrow().hanging {
+            let time = self.disk().options.borrow().faults.hang_time;
+            self.process.host.disk.hang_for(&self.world, self.disk().chance.latency(time));
+        }
         self.world.after(self.disk().latency(work), move |world| {
             if host.disk.faults.borrow().hanging {
                 host.disk.hung.borrow_mut().push(Box::new(completion));
@@ -270,45 +293,70 @@ impl DiskAccess {
     /// An operation on names.
     async fn change<T: 'static>(
         &self,
-        action: impl FnOnce(&mut Storage) -> io::Result<T> + 'static,
+        action: impl FnOnce(&DiskState, &World) -> io::Result<T> + 'static,
     ) -> io::Result<T> {
         self.operate(Work::Directory, move |disk, world| {
-            disk.admit(world, Work::Directory)?;
-            action(&mut disk.storage.borrow_mut())
+            disk.admit(world, Work::Directory, None)?;
+            action(disk, world)
         })
         .await
     }
 
     pub(crate) async fn open(&self, path: PathBuf, options: OpenOptions) -> io::Result<SimFile> {
         let inode = self
-            .change(move |storage| match storage.file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && options.create => {
-                    storage.create_file(&path)
+            .change(move |disk, world| {
+                let found = disk.storage.borrow().file(&path);
+                match found {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && options.create => {
+                        disk.check_names(world, path.parent())?;
+                        disk.storage.borrow_mut().create_file(&path)
+                    }
+                    found => {
+                        disk.check_opening(world, options.write)?;
+                        found
+                    }
                 }
-                found => found,
             })
             .await?;
         Ok(SimFile { access: self.clone(), inode, options })
     }
 
     pub(crate) async fn create_directory(&self, path: PathBuf) -> io::Result<()> {
-        self.change(move |storage| storage.create_directory(&path)).await
+        self.change(move |disk, world| {
+            if disk.storage.borrow().check_directory(&path).is_ok() {
+                return Ok(());
+            }
+            let is_there = |ancestor: &&Path| disk.storage.borrow().check_directory(ancestor).is_ok();
+            let nearest = path.ancestors().skip(1).find(is_there);
+            disk.check_names(world, nearest)?;
+            disk.storage.borrow_mut().create_directory(&path)
+        })
+        .await
     }
 
     pub(crate) async fn list_directory(&self, path: PathBuf) -> io::Result<Vec<PathBuf>> {
-        self.change(move |storage| storage.list(&path)).await
+        self.change(move |disk, _| disk.storage.borrow().list(&path)).await
     }
 
     pub(crate) async fn rename(&self, from: PathBuf, to: PathBuf) -> io::Result<()> {
-        self.change(move |storage| storage.rename(&from, &to)).await
+        self.change(move |disk, world| {
+            disk.check_names(world, from.parent().into_iter().chain(to.parent()))?;
+            disk.storage.borrow_mut().rename(&from, &to)
+        })
+        .await
     }
 
     pub(crate) async fn remove_file(&self, path: PathBuf) -> io::Result<()> {
-        self.change(move |storage| storage.remove(&path)).await
+        self.change(move |disk, world| {
+            disk.check_names(world, path.parent())?;
+            disk.storage.borrow_mut().remove(&path)
+        })
+        .await
     }
 
     pub(crate) async fn available_bytes(&self, path: PathBuf) -> io::Result<u64> {
-        self.change(move |storage| {
+        self.change(move |disk, _| {
+            let storage = disk.storage.borrow();
             storage.file(&path).map(drop).or_else(|_| storage.check_directory(&path))?;
             Ok(storage.available_bytes())
         })
@@ -317,9 +365,11 @@ impl DiskAccess {
 
     pub(crate) async fn sync_directory(&self, path: PathBuf) -> io::Result<()> {
         self.operate(Work::DirectorySync, move |disk, world| {
-            if let Err(error) = disk.admit(world, Work::DirectorySync) {
-                disk.storage.borrow_mut().fail_sync_directory(&disk.random);
-                return Err(error);
+            if let Err(refusal) = disk.admit(world, Work::DirectorySync, None) {
+                if matches!(refusal, Refusal::Failure) {
+                    disk.storage.borrow_mut().fail_sync_directory(&disk.random);
+                }
+                return Err(refusal.into());
             }
             if disk.faults.borrow().lying {
                 return disk.storage.borrow().check_directory(&path);
@@ -330,9 +380,10 @@ impl DiskAccess {
     }
 
     pub(crate) async fn read_small_file(&self, path: PathBuf, length_max: usize) -> io::Result<Vec<u8>> {
-        let inode = self.change(move |storage| storage.file(&path)).await?;
+        let inode = self.change(move |disk, _| disk.storage.borrow().file(&path)).await?;
         self.operate(Work::Read, move |disk, world| {
-            disk.admit(world, Work::Read)?;
+            disk.admit(world, Work::Read, Some(&inode))?;
+            disk.check_readable(world, &inode, 0, length_max)?;
             if inode.length() > length_max as u64 {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too long"));
             }
@@ -347,7 +398,12 @@ impl DiskAccess {
         name.push(TEMPORARY_SUFFIX);
         let beside = path.with_file_name(name);
         let created = beside.clone();
-        let inode = self.change(move |storage| storage.create_file(&created)).await?;
+        let inode = self
+            .change(move |disk, world| {
+                disk.check_names(world, created.parent())?;
+                disk.storage.borrow_mut().create_file(&created)
+            })
+            .await?;
         if !content.is_empty() {
             self.write(Rc::clone(&inode), 0, SimBuffer(content), false).await?;
         }
@@ -360,17 +416,22 @@ impl DiskAccess {
     pub(crate) async fn lock_directory(&self, path: PathBuf) -> io::Result<()> {
         let process = self.process.id;
         self.operate(Work::Directory, move |disk, world| {
-            disk.admit(world, Work::Directory)?;
+            disk.admit(world, Work::Directory, None)?;
             disk.storage.borrow().check_directory(&path)?;
             let mut locks = disk.locks.borrow_mut();
-            if locks.contains_key(&path) {
+            if locks.holders.contains_key(&path) {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             let file = path.join(LOCK_FILE);
-            if disk.storage.borrow().file(&file).is_err() {
-                disk.storage.borrow_mut().create_file(&file)?;
+            let is_there = disk.storage.borrow().file(&file).is_ok();
+            match is_there {
+                true => disk.check_opening(world, true)?,
+                false => {
+                    disk.check_names(world, [&*path])?;
+                    disk.storage.borrow_mut().create_file(&file)?;
+                }
             }
-            locks.insert(path, process);
+            locks.holders.insert(path, process);
             Ok(())
         })
         .await
@@ -384,16 +445,15 @@ impl DiskAccess {
         durable: bool,
     ) -> io::Result<()> {
         let id = self.world.next_identifier();
-        let bytes = Rc::new(bytes);
-        let writing = Writing { inode: Rc::clone(&inode), position, bytes: Rc::clone(&bytes) };
-        self.disk().writing.borrow_mut().insert(id, writing);
+        let write = Write { inode, position, bytes: Rc::new(bytes) };
+        self.disk().writing.borrow_mut().insert(id, write.clone());
         let host = Rc::clone(&self.process.host);
         let listed = Listed { host, id };
         let work = if durable { Work::DurableWrite } else { Work::Write };
         self.operate(work, move |disk, world| {
             // The device has done with it, whichever way this ends.
             drop(listed);
-            disk.complete_write(world, work, &inode, position, &bytes)
+            disk.complete_write(world, work, &write)
         })
         .await
     }
@@ -401,9 +461,11 @@ impl DiskAccess {
     async fn sync(&self, inode: Rc<Inode>) -> io::Result<()> {
         let mark = inode.mark();
         self.operate(Work::Sync, move |disk, world| {
-            if let Err(error) = disk.admit(world, Work::Sync) {
-                inode.fail_sync(mark, &disk.random);
-                return Err(error);
+            if let Err(refusal) = disk.admit(world, Work::Sync, Some(&inode)) {
+                if matches!(refusal, Refusal::Failure) {
+                    inode.fail_sync(mark, &disk.random, disk.faults.borrow().after_failed_sync);
+                }
+                return Err(refusal.into());
             }
             if !disk.faults.borrow().lying {
                 inode.sync(mark);
@@ -426,41 +488,19 @@ impl Drop for Listed {
     }
 }
 
-impl DiskState {
-    fn complete_write(
-        &self,
-        world: &World,
-        work: Work,
-        inode: &Inode,
-        position: u64,
-        bytes: &[u8],
-    ) -> io::Result<()> {
-        if let Err(error) = self.admit(world, work) {
-            // A failed write leaves any mixture of old and new sectors; sometimes it has grown the file.
-            let part = self.random.index(bytes.len() / SECTOR_SIZE + 1) * SECTOR_SIZE;
-            if part > 0 && self.storage.borrow().check_space(inode, position, part).is_ok() {
-                inode.write_sectors(position, &bytes[..part], |_| self.random.chance(0.5));
-            }
-            return Err(error);
-        }
-        self.storage.borrow().check_space(inode, position, bytes.len())?;
-        let (lost, misdirected) = {
-            let mut faults = self.faults.borrow_mut();
-            (std::mem::take(&mut faults.lose_next_write), faults.misdirect_next_write.take())
-        };
-        if lost {
-            return Ok(());
-        }
-        let position = match misdirected {
-            Some(blocks) => position.saturating_add_signed(blocks * BLOCK_SIZE as i64),
-            None => position,
-        };
-        let before = inode.mark();
-        inode.write(position, bytes);
-        if work == Work::DurableWrite && !self.faults.borrow().lying {
-            inode.sync_write(before + 1);
-        }
-        Ok(())
+/// Counts an operation that the device has, until its completion has run or will never run.
+struct AtTheDevice(Rc<Process>);
+
+impl AtTheDevice {
+    fn new(process: &Rc<Process>) -> Self {
+        *process.host.disk.locks.borrow_mut().in_flight.entry(process.id).or_default() += 1;
+        Self(Rc::clone(process))
+    }
+}
+
+impl Drop for AtTheDevice {
+    fn drop(&mut self) {
+        self.0.host.disk.locks.borrow_mut().land(self.0.id);
     }
 }
 
@@ -520,7 +560,8 @@ impl File for SimFile {
             let inode = Rc::clone(&file.inode);
             file.access
                 .operate(Work::Read, move |disk, world| {
-                    disk.admit(world, Work::Read)?;
+                    disk.admit(world, Work::Read, Some(&inode))?;
+                    disk.check_readable(world, &inode, position, length)?;
                     Ok(inode.read(position, length))
                 })
                 .await
@@ -536,7 +577,7 @@ impl File for SimFile {
         let file = self.clone();
         async move {
             let inode = Rc::clone(&file.inode);
-            file.access.change(move |_| Ok(inode.length())).await
+            file.access.change(move |_, _| Ok(inode.length())).await
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What a simulated world is like when nothing is being broken on purpose. Faults that a test switches on and
 //! off while it runs are in [`super::control`].
 
+use std::path::Path;
 use std::time::Duration;
 
 /// A range of delays. Draws are skewed: mostly near `min`, now and then near `max`.
@@ -137,8 +138,12 @@ pub struct DiskOptions {
     pub sync_latency: Latency,
     /// Delay of an operation on directories and names.
     pub directory_latency: Latency,
+    /// Every delay is multiplied by this: 1 for a healthy disk.
+    pub latency_factor: u32,
     /// Bytes that the files of one host may take together; `None` for no limit.
     pub capacity_bytes: Option<u64>,
+    /// How often the disk misbehaves by itself.
+    pub faults: DiskFaultOptions,
 }
 
 impl Default for DiskOptions {
@@ -148,7 +153,78 @@ impl Default for DiskOptions {
             write_latency: Latency::micros(20, 400),
             sync_latency: Latency::micros(100, 2_000),
             directory_latency: Latency::micros(5, 200),
+            latency_factor: 1,
             capacity_bytes: None,
+            faults: DiskFaultOptions::default(),
+        }
+    }
+}
+
+/// How often a disk misbehaves by itself. Chances are from 0 to 1; by default all are 0, and what has no chance
+/// draws no random numbers: a fault that is switched on leaves the draws of everything else as they were.
+///
+/// What power cuts do is in [`CrashOptions`].
+#[derive(Clone, Debug)]
+pub struct DiskFaultOptions {
+    /// Per write: it is acknowledged and forgotten.
+    pub lost_write: f64,
+    /// Per write: it is acknowledged and lands in other blocks, of the same file or of another.
+    pub misdirected_write: f64,
+    /// Per write: it lands, and lands again, either in the same place after [`Self::duplicate_delay`], over
+    /// whatever was written there in the meantime, or at once somewhere else.
+    pub duplicated_write: f64,
+    /// How late a write lands for the second time.
+    pub duplicate_delay: Latency,
+    /// Per write: it fails with `EIO`, leaving any mixture of old and new sectors.
+    pub failed_write: f64,
+    /// Per flush of a file or directory: it fails with `EIO`, after which the data may be durable, may become so
+    /// later, or never will be.
+    pub failed_sync: f64,
+    /// Per failed write or flush by chance: the file system turns read-only and stays so, as ext4 does when its
+    /// journal aborts, until the host loses power or [`super::DiskControl::remount_read_only`] ends it.
+    pub read_only_after_failure: f64,
+    /// Per read: it fails with `EIO` once.
+    pub failed_read: f64,
+    /// Per read: the first block that was asked for cannot be read any more until it is written.
+    pub unreadable_block: f64,
+    /// Per operation: a bit of some file flips.
+    pub flipped_bit: f64,
+    /// Per operation: a block of some file is zeros.
+    pub zeroed_block: f64,
+    /// Per operation: a block of some file holds what belongs in another block, of the same file or of another.
+    pub misplaced_block: f64,
+    /// Per operation: some file loses its end.
+    pub truncated_file: f64,
+    /// Per operation: some file is gone.
+    pub deleted_file: f64,
+    /// Per operation: the disk hangs for [`Self::hang_time`].
+    pub hang: f64,
+    /// How long a hang by chance lasts.
+    pub hang_time: Latency,
+    /// Files that none of the above (but for hangs) hits.
+    pub spares: fn(&Path) -> bool,
+}
+
+impl Default for DiskFaultOptions {
+    fn default() -> Self {
+        Self {
+            lost_write: 0.0,
+            misdirected_write: 0.0,
+            duplicated_write: 0.0,
+            duplicate_delay: Latency::millis(0, 2_000),
+            failed_write: 0.0,
+            failed_sync: 0.0,
+            read_only_after_failure: 0.0,
+            failed_read: 0.0,
+            unreadable_block: 0.0,
+            flipped_bit: 0.0,
+            zeroed_block: 0.0,
+            misplaced_block: 0.0,
+            truncated_file: 0.0,
+            deleted_file: 0.0,
+            hang: 0.0,
+            hang_time: Latency::millis(1_000, 60_000),
+            spares: |_| false,
         }
     }
 }

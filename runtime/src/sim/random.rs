@@ -29,6 +29,13 @@ impl Random {
         Self::new(self.next() ^ mix(label))
     }
 
+    /// A new generator like [`Self::fork`]'s, without a draw from this one: what comes later can be given chance
+    /// of its own and leaves all other draws as they were. The same state and label give the same generator.
+    pub(crate) fn aside(&self, label: u64) -> Self {
+        let state = self.state.get();
+        Self::new(mix(state[0] ^ state[3].rotate_left(17)) ^ mix(label))
+    }
+
     /// A uniformly distributed number.
     pub fn next(&self) -> u64 {
         let mut state = self.state.get();

@@ -49,6 +49,34 @@ pub struct Statistics {
     pub torn_writes: u64,
     /// Directory changes that a crash lost.
     pub lost_directory_changes: u64,
+    /// Writes that a disk acknowledged and forgot, and that would have changed something.
+    pub forgotten_writes: u64,
+    /// Writes that landed in other blocks than they should have.
+    pub misdirected_writes: u64,
+    /// Writes that landed a second time and changed something by it.
+    pub duplicated_writes: u64,
+    /// Writes that failed because a fault was wanted.
+    pub failed_writes: u64,
+    /// Flushes, of files or directories, that failed because a fault was wanted.
+    pub failed_syncs: u64,
+    /// Reads that failed because a fault was wanted or a block cannot be read.
+    pub failed_reads: u64,
+    /// Bits (or bytes, where a test asked for a byte) flipped in files.
+    pub flipped_bits: u64,
+    /// Blocks zeroed that were not zeros.
+    pub zeroed_blocks: u64,
+    /// Blocks that were given another block's content.
+    pub misplaced_blocks: u64,
+    /// Files that lost their end.
+    pub truncated_files: u64,
+    /// Files removed behind everybody's back.
+    pub deleted_files: u64,
+    /// Operations refused because the disk was full.
+    pub full_disk_refusals: u64,
+    /// Operations refused because a directory or the file system was read-only.
+    pub read_only_refusals: u64,
+    /// Times that a disk began to hang.
+    pub hangs: u64,
     /// File operations whose futures were dropped in flight: a bug in the caller, save in a crash.
     pub dropped_operations: u64,
 }

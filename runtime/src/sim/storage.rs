@@ -13,6 +13,10 @@ use super::options::{CrashOptions, Survival};
 use super::random::Random;
 use crate::BLOCK_SIZE;
 
+mod damage;
+
+pub use damage::ReadFault;
+
 /// What a disk writes whole or not at all.
 pub(crate) const SECTOR_SIZE: usize = 512;
 const SECTORS_PER_BLOCK: usize = BLOCK_SIZE / SECTOR_SIZE;
@@ -63,6 +67,8 @@ struct Content {
     pending_lengths: Vec<(u64, u64)>,
     /// Number of the last write.
     writes: u64,
+    /// Blocks that cannot be read.
+    unreadable: BTreeMap<u64, ReadFault>,
 }
 
 struct Version {
@@ -70,6 +76,20 @@ struct Version {
     /// Which of the write's blocks this is.
     ordinal: u64,
     block: Block,
+}
+
+/// What becomes of the data that a failed flush covered.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub enum AfterFailedSync {
+    /// Block by block, by the seed: durable, durable with a later flush, or never durable though reads show it.
+    #[default]
+    BySeed,
+    /// The kernel keeps it, and the next flush makes it durable.
+    Kept,
+    /// The kernel takes it for written: reads show it, no later flush makes it durable (ext4, XFS).
+    Forgotten,
+    /// The kernel drops it: reads show at once what was durable before (btrfs).
+    Reverted,
 }
 
 /// What a crash did.
@@ -166,6 +186,7 @@ impl Storage {
     /// Creates an empty file in place of whatever file had the name.
     pub(crate) fn create_file(&mut self, path: &Path) -> io::Result<Rc<Inode>> {
         self.check_directory(&parent(path))?;
+        self.check_space_for_a_name()?;
         if self.current.contains_key(path) {
             self.remove(path)?;
         }
@@ -186,7 +207,10 @@ impl Storage {
             match self.current.get(ancestor) {
                 Some(Entry::Directory) => {}
                 Some(Entry::File(_)) => return Err(io::ErrorKind::NotADirectory.into()),
-                None => self.create(ancestor, Entry::Directory),
+                None => {
+                    self.check_space_for_a_name()?;
+                    self.create(ancestor, Entry::Directory);
+                }
             }
         }
         Ok(())
@@ -312,17 +336,12 @@ impl Storage {
         report
     }
 
-    /// Removes a file beyond recall.
-    pub(crate) fn erase(&mut self, path: &Path) -> io::Result<()> {
-        self.remove(path)?;
-        let changes = std::mem::take(&mut self.changes);
-        for change in changes {
-            match &change {
-                Change::Create(name, _) | Change::Remove(name, _) if name == path => self.apply(change),
-                Change::Create(..) | Change::Remove(..) | Change::Rename(..) => self.changes.push(change),
-            }
+    /// A new file or directory needs a block to stand in, though it is not counted as used.
+    fn check_space_for_a_name(&self) -> io::Result<()> {
+        match self.available_bytes() < BLOCK_SIZE as u64 {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether `length` bytes at `position` still fit on the disk.
@@ -386,6 +405,9 @@ impl Inode {
                     block[sector * SECTOR_SIZE..][..source.len()].copy_from_slice(source);
                 }
             }
+            if content.unreadable.get(&number) == Some(&ReadFault::UntilWritten) {
+                content.unreadable.remove(&number);
+            }
             let block = Rc::new(block);
             if content.blocks.insert(number, Rc::clone(&block)).is_none() {
                 self.used_blocks.set(self.used_blocks.get() + 1);
@@ -437,9 +459,38 @@ impl Inode {
         }
     }
 
-    /// A flush fails: some blocks never become durable, though the cache goes on showing them; the others do now
-    /// or are left for a later flush.
-    pub(crate) fn fail_sync(&self, mark: u64, random: &Random) {
+    /// A flush fails. By seed: some blocks never become durable, though the cache goes on showing them; the others
+    /// do now or are left for a later flush.
+    pub(crate) fn fail_sync(&self, mark: u64, random: &Random, after: AfterFailedSync) {
+        match after {
+            AfterFailedSync::BySeed => self.fail_sync_by_seed(mark, random),
+            AfterFailedSync::Kept => {}
+            AfterFailedSync::Forgotten => self.forget_pending(mark),
+            AfterFailedSync::Reverted => {
+                self.forget_pending(mark);
+                let mut content = self.content.borrow_mut();
+                let content = &mut *content;
+                let used_before = content.blocks.len() as u64;
+                content.blocks = content.durable_blocks.clone();
+                for (number, versions) in &content.pending {
+                    if let Some(last) = versions.last() {
+                        content.blocks.insert(*number, Rc::clone(&last.block));
+                    }
+                }
+                self.used_blocks.set(self.used_blocks.get() - used_before + content.blocks.len() as u64);
+            }
+        }
+    }
+
+    /// What was written up to `mark` and is not durable never will be, as far as later flushes go.
+    fn forget_pending(&self, mark: u64) {
+        self.content.borrow_mut().pending.retain(|_, versions| {
+            versions.retain(|version| version.write > mark);
+            !versions.is_empty()
+        });
+    }
+
+    fn fail_sync_by_seed(&self, mark: u64, random: &Random) {
         let mut content = self.content.borrow_mut();
         content.pending.retain(|_, versions| {
             if random.chance(0.5) {
@@ -451,40 +502,6 @@ impl Inode {
         if random.chance(0.5) {
             self.sync(mark);
         }
-    }
-
-    /// Replaces bytes behind everybody's back.
-    pub(crate) fn overwrite(&self, offset: u64, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        let start = offset - offset % BLOCK_SIZE as u64;
-        let end = offset + bytes.len() as u64;
-        let mut patched = vec![0; (end - start) as usize];
-        let before = self.read(start, patched.len());
-        patched[..before.len()].copy_from_slice(&before);
-        patched[(offset - start) as usize..].copy_from_slice(bytes);
-        self.write(start, &patched);
-        let mark = self.mark();
-        self.sync(mark);
-    }
-
-    /// Cuts or extends the file, durably.
-    pub(crate) fn truncate(&self, length: u64) {
-        let mut content = self.content.borrow_mut();
-        let content = &mut *content;
-        let blocks = length.div_ceil(BLOCK_SIZE as u64);
-        let before = content.blocks.len();
-        content.blocks.retain(|number, _| *number < blocks);
-        self.used_blocks.set(self.used_blocks.get() - (before - content.blocks.len()) as u64);
-        content.pending.clear();
-        content.pending_lengths.clear();
-        if let Some(block) = content.blocks.get_mut(&(length / BLOCK_SIZE as u64)) {
-            Rc::make_mut(block)[(length % BLOCK_SIZE as u64) as usize..].fill(0);
-        }
-        content.durable_blocks = content.blocks.clone();
-        content.length = length;
-        content.durable_length = length;
     }
 }
 
@@ -575,7 +592,14 @@ impl Content {
             }
         };
         blocks.retain(|number, _| number * (BLOCK_SIZE as u64) < length);
-        Self { durable_blocks: blocks.clone(), blocks, length, durable_length: length, ..Self::default() }
+        Self {
+            durable_blocks: blocks.clone(),
+            blocks,
+            length,
+            durable_length: length,
+            unreadable: self.unreadable.clone(),
+            ..Self::default()
+        }
     }
 }
 
