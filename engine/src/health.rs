@@ -3,15 +3,15 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use krita_runtime::{Runtime, TaskClass};
 
 use crate::error::{Damage, LogError, ReadError};
 use crate::inner::Inner;
-use crate::log::Work;
 use crate::manifest::ManifestChange;
+use crate::packed::Packer;
 use crate::store::Store;
-use crate::types::{Extents, Headroom, ShardId, Slot, VALUE_CHECKSUM_BYTES, value_checksum};
+use crate::types::{Headroom, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, ShardId, Slot, value_checksum};
 
 /// Keys that a scrub looks at between two pauses.
 const SCRUB_PAGE: usize = 64;
@@ -133,27 +133,19 @@ async fn repair<R: Runtime>(
     inner.check_poison()?;
     let replica = inner.shards.borrow().get(&shard).map(|state| state.replica);
     let replica = replica.ok_or(LogError::UnknownShard(shard))?;
-    let key_bytes =
-        u16::try_from(key.len()).map_err(|_| LogError::Refused("the key is too long".to_owned()))?;
-    let region_offset = 2 + u32::from(key_bytes);
-    let region_length = VALUE_CHECKSUM_BYTES + crate::format::length_u32(value.len());
-    let mut payload = BytesMut::with_capacity((region_offset + region_length) as usize);
-    payload.put_u16_le(key_bytes);
-    payload.put_slice(&key);
-    payload.put_u32_le(value_checksum(&key, &value));
-    payload.put_slice(&value);
-    let (task, told, version) = (inner.clone(), done.clone(), slot.version);
-    let written = Rc::new(move |payload: Extents| {
-        let region = payload.part(region_offset, region_length).expect("it was written whole");
-        if let Some(state) = task.shards.borrow_mut().get_mut(&shard)
-            && state.index.get(&key) == Some(&slot)
-        {
-            state.index.put(key.clone(), Slot { version, region });
-            told.set(true);
+    if key.len() > KEY_BYTES_MAX || value.len() > PAYLOAD_BYTES_MAX {
+        return Err(LogError::Refused("a key or value is too long".to_owned()));
+    }
+    let mut packer = Packer::default();
+    packer.add(&key, slot.version, &[&value_checksum(&key, &value).to_le_bytes(), &value]);
+    let relocated = inner.relocate(shard, replica, packer).await?;
+    if let Some(state) = inner.shards.borrow_mut().get_mut(&shard)
+        && state.index.get(&key) == Some(&slot)
+    {
+        for (key, slot) in relocated.slots.iter().cloned() {
+            state.index.put(key, slot);
         }
-    });
-    let work = Work::Relocated { version, payload: payload.freeze(), done: written };
-    let submitted = inner.log.borrow_mut().submit(vec![(shard, replica, work)]);
-    inner.log_wake.notify();
-    submitted.await.unwrap_or_else(|_| Err(LogError::Poisoned("the core has ended".to_owned())))
+        done.set(true);
+    }
+    Ok(())
 }

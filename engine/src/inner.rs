@@ -9,6 +9,7 @@ use krita_runtime::{Notify, Runtime, TaskClass};
 
 use crate::cache::ValueCache;
 use crate::checkpoint::CheckpointIdentity;
+use crate::epochs::Epochs;
 use crate::error::LogError;
 use crate::gate::Gate;
 use crate::log::Log;
@@ -32,6 +33,8 @@ pub(crate) struct Inner<R: Runtime> {
     pub(crate) making: Rc<Gate>,
     pub(crate) maintenance_wake: Notify,
     pub(crate) pins: Pins,
+    /// Who looks at an index, and since when.
+    pub(crate) epochs: Rc<Epochs>,
     /// Installers with entries on disk: the log from there on must stay whole.
     pub(crate) floors: RefCell<BTreeMap<u64, SegmentId>>,
     pub(crate) cache: RefCell<ValueCache>,
@@ -73,6 +76,7 @@ impl<R: Runtime> Inner<R> {
             making: Rc::new(Gate::default()),
             maintenance_wake: Notify::new(),
             pins: parts.pins,
+            epochs: Rc::default(),
             floors: RefCell::default(),
             cache,
             poison: RefCell::new(None),

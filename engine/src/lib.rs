@@ -72,6 +72,7 @@
 mod batch;
 mod cache;
 mod checkpoint;
+#[allow(dead_code, reason = "the index that is made of runs comes next")]
 mod epochs;
 mod error;
 mod format;
@@ -84,6 +85,7 @@ mod inner;
 pub mod inspect;
 mod log;
 mod manifest;
+#[allow(dead_code, reason = "the index that is made of runs comes next")]
 mod packed;
 mod publish;
 mod read;

@@ -38,9 +38,8 @@ pub(crate) enum Work {
     Entry(EntryRecord),
     /// An entry of a shard that is not here yet; where it lies goes to the installer.
     StagedEntry(EntryRecord, Rc<dyn Fn(Index, EntryPlace)>),
-    /// A value out of a snapshot, with its key; where it lies goes to the installer.
+    /// Values that were moved or came in with a snapshot; where they lie goes to who moved them.
     Relocated {
-        version: Index,
         payload: Bytes,
         done: Rc<dyn Fn(Extents)>,
     },
@@ -73,7 +72,7 @@ impl Work {
             Self::Entry(entry) | Self::StagedEntry(entry, _) => {
                 Some((RecordKind::Entry, entry.kind, entry.term, entry.index))
             }
-            Self::Relocated { version, .. } => Some((RecordKind::Relocated, 0, Term(0), *version)),
+            Self::Relocated { .. } => Some((RecordKind::Relocated, 0, Term(0), Index(0))),
             Self::HardState(state) => Some((RecordKind::HardState, 0, state.term, Index(0))),
             Self::TruncateAfter(index) => Some((RecordKind::Truncate, 0, Term(0), *index)),
             Self::Barrier => None,

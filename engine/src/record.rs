@@ -20,7 +20,7 @@ pub(crate) enum RecordKind {
     Truncate,
     /// Term, vote and commit.
     HardState,
-    /// A value that came with a snapshot: only a checkpoint's index leads to it.
+    /// Values that were moved or came with a snapshot: only slots lead to them. See `packed`.
     Relocated,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct RecordHeader {
     pub(crate) shard: ShardId,
     pub(crate) replica: ReplicaId,
     pub(crate) term: Term,
-    /// The entry's index, the truncation's last surviving index, the relocated value's version.
+    /// The entry's index, the truncation's last surviving index; 0 in other records.
     pub(crate) index: Index,
     /// Bytes of payload in this record.
     pub(crate) length: u32,

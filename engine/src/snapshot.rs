@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use krita_runtime::{Runtime, TaskClass};
 
@@ -15,13 +15,14 @@ use crate::index_in_memory::KeyIndex;
 use crate::inner::Inner;
 use crate::log::Work;
 use crate::manifest::{CheckpointFileRecord, CheckpointPlace, ManifestChange, ReplayRecord, ShardRecord};
+use crate::packed::Packer;
 use crate::publish::{SLICE_ITEMS, io_error, remove_failed, write_empty};
 use crate::segment::Pin;
 use crate::shard::{CheckpointFile, EntryPlace, Shard};
 use crate::store::{close_shard, drain, reopen_on_error};
 use crate::types::{
-    CheckpointMeta, EntryRecord, Extents, HardState, Index, KEY_BYTES_MAX, Place, ReplicaId, ShardId, Slot,
-    SnapshotItem, VALUE_CHECKSUM_BYTES, value_checksum,
+    CheckpointMeta, EntryRecord, HardState, Index, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, Place, ReplicaId,
+    ShardId, Slot, SnapshotItem, VALUE_CHECKSUM_BYTES, value_checksum,
 };
 
 /// Values that are read at once.
@@ -155,45 +156,40 @@ impl<R: Runtime> Installer<R> {
     /// Writes items, in ascending key order over all calls, to the log. Their checksums are checked first.
     pub async fn add(&mut self, items: Vec<SnapshotItem>) -> Result<(), LogError> {
         self.inner.check_poison()?;
-        let mut works = Vec::with_capacity(items.len());
+        let mut packer = Packer::default();
+        let mut written = Vec::new();
         for item in items {
             if self.last_key.as_ref().is_some_and(|last| *last >= item.key) {
                 return Err(LogError::Refused("its keys are not in order".to_owned()));
             }
-            if item.key.len() > KEY_BYTES_MAX || item.value.len() > crate::types::PAYLOAD_BYTES_MAX {
+            if item.key.len() > KEY_BYTES_MAX || item.value.len() > PAYLOAD_BYTES_MAX {
                 return Err(LogError::Refused("a key or value is too long".to_owned()));
             }
             if value_checksum(&item.key, &item.value) != item.checksum {
                 return Err(LogError::Refused(format!("a value of {} is damaged", self.shard)));
             }
-            self.last_key = Some(item.key.clone());
-            works.push((self.shard, self.replica, self.relocated(item)));
-        }
-        self.submit(works).await
-    }
-
-    /// The record of one value: the key's length (u16), the key, and the region.
-    fn relocated(&self, item: SnapshotItem) -> Work {
-        let SnapshotItem { key, version, checksum, value } = item;
-        let region_offset = 2 + u32::from(u16::try_from(key.len()).expect("keys are bounded"));
-        let region_length = VALUE_CHECKSUM_BYTES + u32::try_from(value.len()).expect("values are bounded");
-        let mut payload = BytesMut::with_capacity((region_offset + region_length) as usize);
-        payload.put_u16_le(u16::try_from(key.len()).expect("keys are bounded"));
-        payload.put_slice(&key);
-        payload.put_u32_le(checksum);
-        payload.put_slice(&value);
-        let staged = self.staged.clone();
-        // A copy: the key handed in may keep the whole frame alive that it came with.
-        let key = Bytes::copy_from_slice(&key);
-        let done = Rc::new(move |payload: Extents| {
-            let region = payload.part(region_offset, region_length).expect("it was written whole");
-            let mut staged = staged.borrow_mut();
-            for extent in region.as_slice() {
-                staged.pin.add(extent.segment);
+            // A copy: the key handed in may keep the whole frame alive that it came with.
+            self.last_key = Some(Bytes::copy_from_slice(&item.key));
+            let region_bytes = u64::from(VALUE_CHECKSUM_BYTES) + item.value.len() as u64;
+            if !packer.fits(&item.key, region_bytes, self.inner.packed_bytes_max()) {
+                written.push(self.inner.relocate(self.shard, self.replica, std::mem::take(&mut packer)));
             }
-            staged.slots.insert(key.clone(), Slot { version, region });
-        });
-        Work::Relocated { version, payload: payload.freeze(), done }
+            packer.add(&item.key, item.version, &[&item.checksum.to_le_bytes(), &item.value]);
+        }
+        if !packer.is_empty() {
+            written.push(self.inner.relocate(self.shard, self.replica, packer));
+        }
+        for relocated in join_all(written).await {
+            let relocated = relocated?;
+            let mut staged = self.staged.borrow_mut();
+            for (key, slot) in relocated.slots.iter().cloned() {
+                for extent in slot.region.as_slice() {
+                    staged.pin.add(extent.segment);
+                }
+                staged.slots.insert(key, slot);
+            }
+        }
+        Ok(())
     }
 
     async fn submit(&self, works: Vec<(ShardId, ReplicaId, Work)>) -> Result<(), LogError> {

@@ -74,7 +74,7 @@ fn constants() {
             RecordKind::Entry => "entry",
             RecordKind::Truncate => "truncation",
             RecordKind::HardState => "hard state",
-            RecordKind::Relocated => "relocated value",
+            RecordKind::Relocated => "relocated values",
         };
         assert!(DOCUMENT.contains(&format!("| {} | {name} |", kind.code())), "{name}");
     }
