@@ -160,6 +160,7 @@ impl<R: Runtime> Core<R> {
             // An empty hard state proves nothing: a heartbeat is answered, and a lease rests on that answer,
             // before the term that came with it is durable.
             may_have_run_before: !is_new,
+            suspect: None,
         };
         let raft = Raft::new(config, restored, raft_time(self.runtime.now()))
             .map_err(|error| NodeFailure(format!("shard {shard} cannot start: {error}")))?;
@@ -240,13 +241,14 @@ fn recovered_fresh(shard: &NewShard) -> RecoveredShard {
 }
 
 /// Raft's settings from the node's.
-fn raft_config(config: &Config, id: ReplicaId, jitter_seed: u64) -> krita_raft::Config {
+fn raft_config(config: &Config, id: ReplicaId, random: u64) -> krita_raft::Config {
     krita_raft::Config {
         election_timeout: config.election_timeout,
         heartbeat_interval: config.heartbeat_interval,
         lease: config.lease(),
         clock_drift_max: config.clock_drift_max(),
-        jitter_seed,
+        jitter_seed: random,
+        boot: random,
         ..krita_raft::Config::new(id)
     }
 }

@@ -272,6 +272,7 @@ impl<R: Runtime> Replica<R> {
                 self.leader = leader;
                 self.is_install_superseded = self.is_installing && leader.is_some();
             }
+            RaftChange::Whole { .. } => {}
         }
     }
 

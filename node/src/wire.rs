@@ -66,7 +66,8 @@ pub(crate) fn encode(shard: u32, message: Message<Payload>) -> v1::RaftMessage {
         body: Some(body),
         life,
         doubts,
-        suspect: suspect.map(|mark| v1::RaftSuspect { nonce: mark.nonce, needs_snapshot: mark.needs_snapshot }),
+        suspect: suspect
+            .map(|mark| v1::RaftSuspect { nonce: mark.nonce, needs_snapshot: mark.needs_snapshot }),
         heal: heal.map(|heal| v1::RaftHeal { nonce: heal.nonce, through: heal.through.0 }),
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::configuration::Configuration;
+use crate::suspect::Suspicion;
 use crate::types::{HardState, Index, Position, ReplicaId, TermRun};
 
 /// Settings of one replica. [`Config::new`] gives defaults for all but the id; validated by
@@ -51,6 +52,9 @@ pub struct Config {
     pub check_quorum: bool,
     /// Seed of the election jitter; mixed with `id`, so that replicas may share it.
     pub jitter_seed: u64,
+    /// Names this life of the replica: a random number, drawn anew at every start. It tells what was said before a
+    /// replica lost its memory from what it says now, so no two lives may share it.
+    pub boot: u64,
 }
 
 impl Config {
@@ -75,6 +79,7 @@ impl Config {
             pre_vote: true,
             check_quorum: true,
             jitter_seed: 0,
+            boot: 0,
         }
     }
 
@@ -132,6 +137,9 @@ pub struct Restored {
     /// True unless this replica certainly has never run before. One that has may have helped a leader to a lease
     /// before it stopped, so it refuses votes, its own included, for one maximum election timeout.
     pub may_have_run_before: bool,
+    /// Set if this replica may have forgotten something that it once acknowledged, or voted: the driver found its
+    /// storage damaged, now or in an earlier life, and no [`Change::Whole`](crate::Change::Whole) has come since.
+    pub suspect: Option<Suspicion>,
 }
 
 impl Restored {
@@ -145,6 +153,7 @@ impl Restored {
             last: Index(0),
             applied: Index(0),
             may_have_run_before: false,
+            suspect: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::log::Log;
 use crate::message::{Body, Message};
 use crate::random::Random;
 use crate::ready::{Change, LogLoad, ReadOutcome, Ready, SnapshotNeeded};
+use crate::suspect::Marks;
 use crate::types::{HardState, Index, Payload, Position, ReadyNumber, ReplicaId, Term, Time};
 
 /// Records that were handed out and are not known to be durable.
@@ -191,7 +192,7 @@ impl<P: Payload> Core<P> {
 
     fn message(&self, to: ReplicaId, term: Term, body: Body<P>) -> Message<P> {
         assert_ne!(to, self.id(), "a replica does not write to itself");
-        Message { from: self.id(), to, term, body }
+        Message { from: self.id(), to, term, body, marks: Marks::default() }
     }
 
     /// Sends in the current term, without waiting for durability.

@@ -558,6 +558,7 @@ impl Leader {
             mode: progress.mode,
             inflight: progress.inflight(),
             heard_at: progress.heard_at,
+            suspect: false,
         };
         self.progress.iter().map(status).collect()
     }

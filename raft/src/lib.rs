@@ -115,6 +115,7 @@ mod random;
 mod ready;
 mod rounds;
 mod status;
+mod suspect;
 mod types;
 
 pub use config::{Config, ConfigError, Restored};
@@ -126,6 +127,7 @@ pub use ready::{
     SnapshotNeeded, TransferError,
 };
 pub use status::{FollowerStatus, ReplicationMode, RoleKind, Status};
+pub use suspect::{Heal, Marks, SuspectMark, SuspectStatus, Suspicion};
 pub use types::{
     Entry, EntryKind, HardState, Index, Payload, Position, ReadToken, ReadyNumber, ReplicaId, Round, Term,
     TermRun, Time,

@@ -2,6 +2,7 @@
 //!
 //! Messages may be lost, delayed, duplicated and reordered at will; the protocol is safe under all of it.
 
+use crate::suspect::Marks;
 use crate::types::{Entry, Index, ReplicaId, Round, Term};
 
 /// One message from one replica to another of the same group.
@@ -15,6 +16,8 @@ pub struct Message<P> {
     pub term: Term,
     /// What it says.
     pub body: Body<P>,
+    /// What goes with it because replicas may forget.
+    pub marks: Marks,
 }
 
 /// What a message says.

@@ -11,6 +11,7 @@ use crate::log::{Log, LogStart};
 use crate::message::{Body, Message};
 use crate::ready::{CampaignError, ProposeError, ReadError, Ready, SnapshotMeta, TransferError};
 use crate::status::{RoleKind, Status};
+use crate::suspect::Suspicion;
 use crate::types::{
     Entry, HardState, Index, Payload, Position, ReadToken, ReadyNumber, ReplicaId, Term, Time,
 };
@@ -284,6 +285,15 @@ impl<P: Payload> Raft<P> {
         }
     }
 
+    /// What this replica holds was found damaged: from now on it counts for nothing, until a leader has healed it and
+    /// [`Change::Whole`](crate::Change::Whole) says so. A leader asks its best follower to campaign and steps down.
+    /// The driver makes the suspicion durable too, before it begins to install any snapshot; see
+    /// [`Restored::suspect`].
+    pub fn become_suspect(&mut self, now: Time, suspicion: Suspicion) {
+        self.core.set_now(now);
+        let _ = suspicion;
+    }
+
     /// Everything gathered since the last call, or nothing. What several calls of the other functions gathered goes
     /// out in one append per follower and one round of heartbeats: call this once per turn of the driver's loop.
     pub fn ready(&mut self) -> Option<Ready<P>> {
@@ -454,6 +464,7 @@ impl<P: Payload> Raft<P> {
             quiesced,
             lease_until: leader.and_then(|leader| leader.lease_until(core)),
             transferring_to: leader.and_then(|leader| leader.transfer.as_ref()).map(|transfer| transfer.to),
+            suspect: None,
             followers: leader.map_or(Vec::new(), |leader| leader.follower_statuses()),
         }
     }

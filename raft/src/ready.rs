@@ -127,6 +127,12 @@ pub enum Change {
         /// Who.
         leader: Option<ReplicaId>,
     },
+    /// This replica was suspect, and is whole again: what that rests on is durable here. The driver may forget the
+    /// suspicion, durably, whenever it likes; a replica that starts as a suspect without need only heals again.
+    Whole {
+        /// The term in which it was healed.
+        term: Term,
+    },
 }
 
 /// Why a proposal was not taken. It is certain that it never will be applied.
@@ -167,6 +173,8 @@ pub enum TransferError {
     NotAnotherVoter,
     /// Another transfer is under way.
     InProgress,
+    /// The target is suspect and may not lead.
+    Suspect,
 }
 
 /// Why a campaign was not begun.
@@ -178,6 +186,8 @@ pub enum CampaignError {
     NotVoter,
     /// It has heard a leader, or has started, too recently: it may have helped a leader to a lease.
     Promised,
+    /// It is suspect: it may have forgotten what it acknowledged, or voted.
+    Suspect,
 }
 
 impl fmt::Display for ProposeError {
@@ -205,6 +215,9 @@ impl fmt::Display for TransferError {
             TransferError::NotLeader { leader } => not_leader(formatter, *leader),
             TransferError::NotAnotherVoter => formatter.write_str("the target is not another voter"),
             TransferError::InProgress => formatter.write_str("another transfer is under way"),
+            TransferError::Suspect => {
+                formatter.write_str("the target may have forgotten what it acknowledged")
+            }
         }
     }
 }
@@ -215,6 +228,7 @@ impl fmt::Display for CampaignError {
             CampaignError::AlreadyLeader => "it leads already",
             CampaignError::NotVoter => "it is not a voter",
             CampaignError::Promised => "it has heard a leader, or has started, too recently",
+            CampaignError::Suspect => "it may have forgotten what it acknowledged",
         })
     }
 }

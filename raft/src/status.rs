@@ -1,5 +1,6 @@
 //! [`Status`]: a copy of what a replica knows, for operators, metrics and tests.
 
+use crate::suspect::SuspectStatus;
 use crate::types::{Index, ReplicaId, Term, Time};
 
 /// A role, without its state.
@@ -44,6 +45,8 @@ pub struct Status {
     pub lease_until: Option<Time>,
     /// To whom leadership is being handed.
     pub transferring_to: Option<ReplicaId>,
+    /// Set while this replica may have forgotten what it acknowledged.
+    pub suspect: Option<SuspectStatus>,
     /// A leader's view of the others; empty otherwise.
     pub followers: Vec<FollowerStatus>,
 }
@@ -63,6 +66,8 @@ pub struct FollowerStatus {
     pub inflight: usize,
     /// When it was last heard.
     pub heard_at: Time,
+    /// It says that it may have forgotten what it acknowledged, so it counts for nothing.
+    pub suspect: bool,
 }
 
 /// How a leader replicates to a follower.

@@ -17,7 +17,7 @@ fn three(id: u64) -> Raft<Vec<u8>> {
 }
 
 fn message(from: u64, to: u64, term: u64, body: Body<Vec<u8>>) -> Message<Vec<u8>> {
-    Message { from: ReplicaId(from), to: ReplicaId(to), term: Term(term), body }
+    Message { from: ReplicaId(from), to: ReplicaId(to), term: Term(term), body, marks: Marks::default() }
 }
 
 fn entry(index: u64, term: u64) -> Entry<Vec<u8>> {

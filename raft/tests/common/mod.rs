@@ -84,6 +84,7 @@ impl Disk {
             last: self.last(),
             applied: self.checkpoint.applied,
             may_have_run_before: self.has_run,
+            suspect: None,
         }
     }
 }

@@ -220,6 +220,7 @@ impl Story {
                     Change::LeaderKnown { term, leader: Some(leader) } => {
                         format!("{id} follows {leader} in term {term}")
                     }
+                    Change::Whole { term } => format!("{id} is whole again in term {term}"),
                     Change::LeaderKnown { term, leader: None } => {
                         format!("{id} knows no leader in term {term}")
                     }
