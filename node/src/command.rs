@@ -36,6 +36,7 @@
 //! diverge (see [`CommandError::from_newer_version`]).
 
 use bytes::{BufMut, Bytes, BytesMut};
+use krita_engine::KeyRegion;
 use krita_proto::routing::{
     BATCH_OPERATIONS_MAX, ENTRY_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, value_checksum,
 };
@@ -459,6 +460,50 @@ fn decode_operation(reader: &mut Reader<'_>, operation: usize) -> Result<Operati
         kind => return Err(CommandError::UnknownOperation { operation, kind }),
     };
     Ok(Operation { key, condition, action })
+}
+
+/// Which keys a command's payload puts, and where: without decoding it whole, for whoever looks through many. Of bytes
+/// that are no command, what could be read before that showed; never a place outside of them.
+pub fn regions_of(payload: &[u8]) -> Vec<KeyRegion> {
+    let mut regions = Vec::new();
+    if payload.len() > ENTRY_BYTES_MAX || payload.get(..2) != Some(&[FORMAT_VERSION, KIND_WRITE]) {
+        return regions;
+    }
+    let count = payload.get(HEADER_BYTES - 2..HEADER_BYTES).and_then(|bytes| bytes.try_into().ok());
+    let mut position = HEADER_BYTES;
+    for _ in 0..count.map_or(0, u16::from_le_bytes) {
+        let Some((region, end)) = region_at(payload, position) else { break };
+        regions.extend(region);
+        position = end;
+    }
+    regions
+}
+
+/// The operation at `position`: what it puts, if it does, and where it ends. `None`: there is none.
+fn region_at(payload: &[u8], position: usize) -> Option<(Option<KeyRegion>, usize)> {
+    let header = payload.get(position..position + OPERATION_HEADER_BYTES)?;
+    let key = position + OPERATION_HEADER_BYTES;
+    let key_length = usize::from(u16::from_le_bytes([header[10], header[11]]));
+    let after_key = key + key_length;
+    payload.get(key..after_key)?;
+    match header[0] {
+        OPERATION_DELETE => Some((None, after_key)),
+        OPERATION_PUT => {
+            let length = payload.get(after_key..after_key + VALUE_LENGTH_BYTES)?.try_into().ok()?;
+            let offset = after_key + VALUE_LENGTH_BYTES;
+            let end = offset + CHECKSUM_BYTES + u32::from_le_bytes(length) as usize;
+            payload.get(offset..end)?;
+            // All within the payload, whose length is bounded.
+            let region = KeyRegion {
+                key_offset: key as u32,
+                key_length: key_length as u32,
+                offset: offset as u32,
+                length: (end - offset) as u32,
+            };
+            Some((Some(region), end))
+        }
+        _ => None,
+    }
 }
 
 /// Takes fields off the front of a payload, each with the name that an error gives it.

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use krita_engine::{CheckpointMeta, LogId, NewShard, RecoveredShard, ShardId, Store};
 use krita_proto::v1;
-use krita_raft::{Configuration, HardState, Index, Position, Raft, ReplicaId, Restored, Term, TermRun};
+use krita_raft::{
+    Configuration, EntryKind, HardState, Index, Position, Raft, ReplicaId, Restored, Term, TermRun,
+};
 use krita_runtime::{Runtime, TaskClass};
 
 use crate::cluster::Cluster;
+use crate::command;
 use crate::config::Config;
 use crate::core::{Core, NodeFailure, Serving};
 use crate::emit::LogWriter;
@@ -27,13 +30,26 @@ pub(crate) const STATIC_EPOCH: u64 = 1;
 pub(crate) fn log_options(config: &Config, log: u16, logs_total: u16) -> krita_engine::Options {
     let mut options = krita_engine::Options::new(log_directory(config, log), LogId(log));
     options.segment_bytes = u32::try_from(config.segment_bytes).expect("bounded by the configuration");
-    options.value_cache_bytes =
-        usize::try_from(config.value_cache_bytes / u64::from(logs_total.max(1))).unwrap_or(usize::MAX);
+    let share = |bytes: u64| usize::try_from(bytes / u64::from(logs_total.max(1))).unwrap_or(usize::MAX);
+    options.value_cache_bytes = share(config.value_cache_bytes);
+    options.memtable_bytes = share(config.memtable_bytes);
+    options.block_cache_bytes = share(config.block_cache_bytes);
+    options.filter_bytes = share(config.filter_bytes);
+    options.reserve_bytes = config.disk_reserve_bytes;
+    options.regions_of = Some(regions_of);
     options.checkpoint_after_bytes = config.checkpoint_after_bytes;
     // Small segments want small batches, and a batch must hold two pieces and a block.
     options.batch_bytes_max = options.batch_bytes_max.min(options.segment_bytes / 4);
     options.piece_bytes = options.piece_bytes.min(options.batch_bytes_max / 4);
     options
+}
+
+/// What an entry of the log puts, for the engine when it moves values.
+fn regions_of(kind: u8, payload: &[u8]) -> Vec<krita_engine::KeyRegion> {
+    match wire::kind_of(u32::from(kind)) {
+        Some(EntryKind::Command) => command::regions_of(payload),
+        Some(EntryKind::TermStart | EntryKind::Configuration) | None => Vec::new(),
+    }
 }
 
 fn log_directory(config: &Config, log: u16) -> PathBuf {

@@ -36,6 +36,9 @@ const MORE_KEYS: &str = "# Small, for a demonstration.\n\
     cores: 2\n\
     segment_bytes: \"4MiB\"\n\
     checkpoint_after_bytes: \"16MiB\"\n\
+    memtable_bytes: \"16MiB\"\n\
+    block_cache_bytes: \"16MiB\"\n\
+    filter_bytes: \"16MiB\"\n\
     value_cache_bytes: \"32MiB\"\n\
     log_file: \"kritad.log\"\n";
 

@@ -36,7 +36,8 @@ pub fn load_config(arguments: &NodeArguments) -> Result<Loaded, Failure> {
     let fallbacks = token_fallback(&token_file)?;
     let load = |fallbacks| {
         let file = text.as_deref().map(|text| (path.as_path(), text));
-        config::load(Sources { fallbacks, file, environment: &environment, flags: &flags })
+        let memory_bytes = crate::memory::machine_bytes();
+        config::load(Sources { fallbacks, file, environment: &environment, flags: &flags, memory_bytes })
     };
     // The token that lies beside the file counts only where nothing else names one.
     let alone = load(&[]);

@@ -1,7 +1,7 @@
 //! What the commands for Linux share: `kritad`, `init` and `krita-bench` are thin mains over these modules.
 //!
 //! - [`arguments`]: what can be typed. [`files`]: configuration, certificates and tokens on disk.
-//! - [`node`]: runs a node in this process. [`log`]: where its log lines go.
+//! - [`node`]: runs a node in this process. [`log`]: where its log lines go. `memory`: what budgets are shares of.
 //! - [`demo`] and [`init`] lay out folders (`layout`), run nodes as child processes (`children`) and load example
 //!   data (`examples`).
 //! - [`bench`]: a closed-loop load generator.
@@ -23,6 +23,7 @@ pub mod files;
 pub mod init;
 mod layout;
 pub mod log;
+mod memory;
 pub mod node;
 mod wait;
 

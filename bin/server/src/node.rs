@@ -26,9 +26,6 @@ const STOP_MAX: Duration = Duration::from_secs(9);
 /// Segments that a new log starts with: the one being written, and the spare ones behind it.
 const SEGMENTS_AT_START: u64 = 3;
 
-/// What must stay free beside the segments: for runs, checkpoints and whatever else the disk holds.
-const FREE_BYTES_MIN: u64 = 64 << 20;
-
 /// Runs a node until it is told to stop.
 ///
 /// # Errors
@@ -154,11 +151,11 @@ fn stop_when_stdin_closes(stop: StopSignal) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("cannot start a thread: {error}")))
 }
 
-/// A new node needs room for its first segments; an old one has them and needs some air.
+/// A new node needs room for its first segments; an old one has them. Both need the reserve.
 async fn check_storage(runtime: &GlommioRuntime, config: &Config, is_fresh: bool) -> Result<(), Failure> {
     let folder = existing_parent(&config.data_directory);
     let segments = if is_fresh { u64::from(cores(config)) * SEGMENTS_AT_START } else { 0 };
-    let needed = segments * config.segment_bytes + FREE_BYTES_MIN;
+    let needed = segments * config.segment_bytes + config.disk_reserve_bytes;
     let free = runtime.available_bytes(&folder).await.map_err(|error| {
         Failure::new(format!("cannot learn how much space {} has: {error}", folder.display()))
     })?;
@@ -166,13 +163,14 @@ async fn check_storage(runtime: &GlommioRuntime, config: &Config, is_fresh: bool
         return Ok(());
     }
     Err(Failure::new(format!(
-        "data directory {}: {} MiB are free, {} MiB are needed ({segments} segments of {} MiB, and {} MiB to spare). \
-         Free some space, set data_directory to another disk, or lower segment_bytes or cores",
+        "data directory {}: {} MiB are free, {} MiB are needed ({segments} segments of {} MiB, and \
+         disk_reserve_bytes of {} MiB). Free some space, set data_directory to another disk, or lower segment_bytes, \
+         cores or disk_reserve_bytes",
         config.data_directory.display(),
         free >> 20,
         needed >> 20,
         config.segment_bytes >> 20,
-        FREE_BYTES_MIN >> 20,
+        config.disk_reserve_bytes >> 20,
     )))
 }
 

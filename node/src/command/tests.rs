@@ -109,6 +109,14 @@ fn a_key_may_occur_only_once() {
     assert_eq!(WriteCommand::decode(&bytes), Err(CommandError::KeyTwice { operation: 1 }));
 }
 
+fn regions_lie_within(payload: &[u8]) -> bool {
+    regions_of(payload).iter().all(|region| {
+        region.key_offset as usize + region.key_length as usize <= payload.len()
+            && region.length >= 4
+            && region.offset as usize + region.length as usize <= payload.len()
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -118,6 +126,7 @@ proptest! {
         let decoded = WriteCommand::decode(&payload).expect("decodes");
         prop_assert_eq!(&decoded, &command);
         prop_assert_eq!(decoded.verify_values(), Ok(()));
+        let mut regions = regions_of(&payload).into_iter();
         for operation in decoded.operations() {
             if let Action::Put(put) = &operation.action {
                 let start = put.payload_offset() as usize;
@@ -126,8 +135,13 @@ proptest! {
                 prop_assert_eq!(&region[..4], checksum.as_slice());
                 prop_assert_eq!(&region[4..], put.value.as_ref());
                 prop_assert_eq!(put.value.as_ptr(), region[4..].as_ptr(), "a slice, not a copy");
+                let found = regions.next().expect("every put has its region");
+                let key = &payload[found.key_offset as usize..][..found.key_length as usize];
+                prop_assert_eq!(key, &operation.key[..]);
+                prop_assert_eq!((found.offset, found.length), (put.payload_offset(), put.payload_length()));
             }
         }
+        prop_assert_eq!(regions.next(), None);
     }
 
     #[test]
@@ -146,6 +160,7 @@ proptest! {
         let position = at.index(bytes.len());
         bytes[position] ^= change;
         let bytes = Bytes::from(bytes);
+        prop_assert!(regions_lie_within(&bytes));
         if let Ok(decoded) = WriteCommand::decode(&bytes) {
             prop_assert_eq!(decoded.encode(), &bytes);
             let in_a_value = command.operations().iter().any(|operation| match &operation.action {
@@ -166,6 +181,8 @@ proptest! {
         let _ = WriteCommand::decode(&Bytes::from(bytes.clone()));
         let mut versioned = vec![FORMAT_VERSION, KIND_WRITE];
         versioned.extend_from_slice(&bytes);
+        prop_assert!(regions_of(&bytes).is_empty() || bytes[..2] == [FORMAT_VERSION, KIND_WRITE]);
+        prop_assert!(regions_lie_within(&versioned));
         let _ = WriteCommand::decode(&versioned.into());
     }
 }

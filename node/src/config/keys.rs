@@ -71,6 +71,13 @@ pub enum Kind {
         /// The greatest value.
         max: u64,
     },
+    /// `auto`, or such a number.
+    BytesOrAuto {
+        /// The least value.
+        min: u64,
+        /// The greatest value.
+        max: u64,
+    },
 }
 
 const MIB: u64 = 1024 * 1024;
@@ -96,7 +103,7 @@ const fn integer(min: u64, max: u64, unit: &'static str) -> Kind {
 
 /// Every key, in the order of the documentation.
 #[rustfmt::skip]
-pub const KEYS: [Key; 26] = [
+pub const KEYS: [Key; 30] = [
     key("cluster_name", Kind::Name, None,
         "The cluster's name; a node or client of another cluster is refused."),
     key("node_id", Kind::Name, None,
@@ -142,8 +149,19 @@ pub const KEYS: [Key; 26] = [
         "By how much the clocks of two nodes may run apart; leases depend on it."),
     key("segment_bytes", Kind::Bytes { min: 4 * MIB, max: GIB }, Some("64MiB"),
         "Size of one segment of the log, a multiple of 1 MiB; each core keeps some ready."),
-    dynamic(key("value_cache_bytes", Kind::Bytes { min: 0, max: 1024 * GIB }, Some("256MiB"),
-        "Memory for values kept at hand, over all cores.")),
+    key("disk_reserve_bytes", Kind::Bytes { min: MIB, max: 1024 * GIB }, Some("64MiB"),
+        "What the file system of data_directory keeps free: with less, new values are refused until space is made by \
+         deletes, which may use it, or a larger disk; a node does not start with less."),
+    key("memtable_bytes", Kind::BytesOrAuto { min: MIB, max: 1024 * GIB }, Some("auto"),
+        "Memory for what was written of late, before it goes into sorted runs, over all cores; auto: a sixteenth of \
+         the machine's, at least 16 MiB."),
+    key("block_cache_bytes", Kind::BytesOrAuto { min: MIB, max: 1024 * GIB }, Some("auto"),
+        "Memory for blocks of runs kept at hand, over all cores; auto: an eighth of the machine's, at least 16 MiB."),
+    key("filter_bytes", Kind::BytesOrAuto { min: MIB, max: 1024 * GIB }, Some("auto"),
+        "Memory for the filters that tell absent keys without a read, over all cores; auto: a sixteenth of the \
+         machine's, at least 16 MiB. A key takes about 10 bits."),
+    dynamic(key("value_cache_bytes", Kind::BytesOrAuto { min: 0, max: 1024 * GIB }, Some("auto"),
+        "Memory for values kept at hand, over all cores; auto: an eighth of the machine's, at least 16 MiB.")),
     dynamic(key("checkpoint_after_bytes", Kind::Bytes { min: MIB, max: 1024 * GIB }, Some("256MiB"),
         "A core makes checkpoints once its log has grown by this much; more: fewer checkpoints, longer recovery.")),
     dynamic(key("request_timeout_ms", integer(10, TIMEOUT_MS_MAX as u64, "milliseconds"), Some("5000"),
@@ -180,6 +198,9 @@ impl Key {
             Kind::Integer { min, max, unit } => format!("{min} to {max} ({unit})"),
             Kind::IntegerOrAuto { min, max, unit } => format!("auto, or {min} to {max} ({unit})"),
             Kind::Bytes { min, max } => format!("{} to {} (bytes)", show_bytes(min), show_bytes(max)),
+            Kind::BytesOrAuto { min, max } => {
+                format!("auto, or {} to {} (bytes)", show_bytes(min), show_bytes(max))
+            }
         }
     }
 
@@ -207,6 +228,7 @@ impl Key {
             Kind::Integer { min, max, .. } => within(text.parse().ok(), min, max),
             Kind::IntegerOrAuto { min, max, .. } => text == "auto" || within(text.parse().ok(), min, max),
             Kind::Bytes { min, max } => within(parse_bytes(text), min, max),
+            Kind::BytesOrAuto { min, max } => text == "auto" || within(parse_bytes(text), min, max),
         };
         if fits { Ok(()) } else { Err(self.form()) }
     }

@@ -5,6 +5,7 @@
 //! refused whole, with everything that is wrong with it and what to do.
 
 mod keys;
+mod memory;
 mod merge;
 mod reference;
 
@@ -64,6 +65,14 @@ pub struct Config {
     leader_lease_duration: Option<Duration>,
     /// Size of a log segment: a multiple of 1 MiB.
     pub segment_bytes: u64,
+    /// What the file system must keep free for new values to be taken.
+    pub disk_reserve_bytes: u64,
+    /// Budget of all memtables, over all cores of the node.
+    pub memtable_bytes: u64,
+    /// Budget of the cache of index blocks, over all cores of the node.
+    pub block_cache_bytes: u64,
+    /// Budget of the runs' filters, over all cores of the node.
+    pub filter_bytes: u64,
     /// Budget of the value cache, over all cores of the node.
     pub value_cache_bytes: u64,
     /// A core makes checkpoints once its log has grown by this much.
@@ -101,6 +110,8 @@ pub struct Sources<'a> {
     pub environment: &'a [(String, String)],
     /// Flags as (key, value); `-` in a key counts as `_`.
     pub flags: &'a [(String, String)],
+    /// The memory that the machine gives this process, in bytes: what budgets that are `auto` are shares of.
+    pub memory_bytes: Option<u64>,
 }
 
 /// A configuration and what a person should hear about it.
@@ -129,10 +140,11 @@ impl std::error::Error for ConfigErrors {}
 /// # Errors
 /// All that is wrong, each line saying where and what to do. Secrets are not shown.
 pub fn load(sources: Sources<'_>) -> Result<Loaded, ConfigErrors> {
+    let memory_bytes = sources.memory_bytes;
     let merged = merge(sources).map_err(ConfigErrors)?;
     let (texts, mut warnings) = (merged.values, merged.warnings);
     let mut errors = Vec::new();
-    let config = assemble(&texts, &mut errors, &mut warnings);
+    let config = assemble(&texts, memory_bytes, &mut errors, &mut warnings);
     if errors.is_empty() { Ok(Loaded { config, warnings }) } else { Err(ConfigErrors(errors)) }
 }
 
@@ -157,11 +169,14 @@ impl Config {
 }
 
 /// Values that the table has already checked, by key.
-struct Values<'a>(&'a BTreeMap<&'static str, Given>);
+struct Values<'a> {
+    given: &'a BTreeMap<&'static str, Given>,
+    memory_bytes: Option<u64>,
+}
 
 impl Values<'_> {
     fn text(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", |given| given.text.as_str())
+        self.given.get(name).map_or("", |given| given.text.as_str())
     }
 
     fn optional(&self, name: &str) -> Option<&str> {
@@ -169,7 +184,7 @@ impl Values<'_> {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        let given = &self.0[name];
+        let given = &self.given[name];
         given
             .relative_to
             .as_ref()
@@ -188,6 +203,14 @@ impl Values<'_> {
         parse_bytes(self.text(name)).expect("the table has checked it")
     }
 
+    /// Bytes of memory, or the share of the machine's that `auto` stands for.
+    fn budget(&self, name: &str) -> u64 {
+        match self.optional(name) {
+            Some(text) => parse_bytes(text).expect("the table has checked it"),
+            None => memory::automatic(name, self.memory_bytes),
+        }
+    }
+
     fn milliseconds(&self, name: &str) -> Duration {
         Duration::from_millis(self.number(name))
     }
@@ -199,10 +222,11 @@ impl Values<'_> {
 
 fn assemble(
     given: &BTreeMap<&'static str, Given>,
+    memory_bytes: Option<u64>,
     errors: &mut Vec<String>,
     warnings: &mut Vec<String>,
 ) -> Config {
-    let values = Values(given);
+    let values = Values { given, memory_bytes };
     let port = u16::try_from(values.number("port")).expect("the table bounds it");
     let peers = split_addresses(values.text("peers"));
     let advertised_address = advertised(&values, &peers, port, errors);
@@ -239,7 +263,11 @@ fn assemble(
             .optional("leader_lease_ms")
             .map(|_| values.milliseconds("leader_lease_ms")),
         segment_bytes,
-        value_cache_bytes: values.bytes("value_cache_bytes"),
+        disk_reserve_bytes: values.bytes("disk_reserve_bytes"),
+        memtable_bytes: values.budget("memtable_bytes"),
+        block_cache_bytes: values.budget("block_cache_bytes"),
+        filter_bytes: values.budget("filter_bytes"),
+        value_cache_bytes: values.budget("value_cache_bytes"),
         checkpoint_after_bytes: values.bytes("checkpoint_after_bytes"),
         request_timeout: values.milliseconds("request_timeout_ms"),
         connections_max: values.number_u32("connections_max"),

@@ -29,6 +29,7 @@ fn load_with(
         file: Some((path, text)),
         environment: &pairs(environment),
         flags: &pairs(flags),
+        memory_bytes: Some(8 << 30),
     })
 }
 
@@ -206,6 +207,15 @@ fn defaults_stand_within_their_own_bounds() {
         }
         assert!(key.help.ends_with('.') && !key.help.contains('|'), "{}", key.name);
     }
+}
+
+#[test]
+fn budgets_are_shares_of_the_machine_unless_given() {
+    let config = accepted("filter_bytes: 20MiB\nvalue_cache_bytes: 0");
+    assert_eq!((config.memtable_bytes, config.block_cache_bytes), (512 << 20, 1 << 30));
+    assert_eq!((config.filter_bytes, config.value_cache_bytes), (20 << 20, 0));
+    assert_eq!(accepted("value_cache_bytes: auto").value_cache_bytes, 1 << 30);
+    refused("memtable_bytes: 1KiB", &["memtable_bytes", "auto, or 1 MiB to 1024 GiB"]);
 }
 
 #[test]
