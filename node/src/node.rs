@@ -4,6 +4,7 @@
 //! what. Every core listens from the beginning, so that a node that is still forming can say so.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,10 @@ use crate::identity::{self, ClusterId, ClusterRecord, Identity};
 use crate::mesh::{CoreMessage, Serve};
 use crate::ownership;
 use crate::responder::Responder;
+
+/// How long a start waits for the lock of the data directory, and how often it tries.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(15);
+const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often a node that forms asks again.
 const FORMING_INTERVAL: Duration = Duration::from_millis(250);
@@ -81,7 +86,8 @@ async fn claim_directory<R: Runtime>(runtime: &R, input: &NodeInput) -> Result<I
             .await
             .map_err(|error| bad(format!("cannot be made durable: {error}")))?;
     }
-    runtime.lock_directory(directory).await.map_err(|error| match error.kind() {
+    let locked = lock_directory(runtime, directory).await;
+    locked.map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => {
             bad("another kritad uses it; stop that one, or give this one its own data_directory".to_owned())
         }
@@ -90,6 +96,30 @@ async fn claim_directory<R: Runtime>(runtime: &R, input: &NodeInput) -> Result<I
     identity::load_or_create_identity(runtime, directory, &input.config.node_id)
         .await
         .map_err(|error| NodeFailure(error.to_string()))
+}
+
+/// Locks the data directory. A process that was killed keeps its lock until the disk has done with what it had asked
+/// for: so a held lock is waited for, within a bound.
+async fn lock_directory<R: Runtime>(runtime: &R, directory: &Path) -> std::io::Result<()> {
+    let until = runtime.now() + LOCK_WAIT_MAX;
+    let mut told = false;
+    loop {
+        match runtime.lock_directory(directory).await {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && runtime.now() < until => {
+                if !told {
+                    told = true;
+                    tracing::warn!(
+                        directory = %directory.display(),
+                        wait_max = ?LOCK_WAIT_MAX,
+                        "the data directory is locked by another process, or by one that was killed while its disk \
+                         was busy: waiting for it"
+                    );
+                }
+                runtime.sleep(LOCK_INTERVAL).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 impl<R: Runtime> Core<R> {
