@@ -6,9 +6,7 @@ use std::io;
 use crate::format::{BLOCK, CHECKPOINT_PREFIX, MANIFEST_PREFIX, SEGMENT_PREFIX, number_after};
 use crate::inspect::finding::{Findings, Severity};
 use crate::inspect::manifest::{CheckpointSummary, ManifestReport, ShardSummary, inspect_manifest};
-use crate::inspect::segment::{
-    LogContext, RecordCounts, SegmentState, SegmentSummary, Visit, summarize,
-};
+use crate::inspect::segment::{LogContext, RecordCounts, SegmentState, SegmentSummary, Visit, summarize};
 use crate::inspect::source::{Directory, Window};
 use crate::segment::SegmentHeader;
 use crate::types::{SegmentId, ShardId};
@@ -93,7 +91,8 @@ fn find_manifest(
     names: &[String],
     findings: &mut Findings,
 ) -> io::Result<Option<ManifestReport>> {
-    let numbered = names.iter().filter_map(|name| Some((number_after(name.as_ref(), MANIFEST_PREFIX)?, name)));
+    let numbered =
+        names.iter().filter_map(|name| Some((number_after(name.as_ref(), MANIFEST_PREFIX)?, name)));
     let mut numbered: Vec<(u64, &String)> = numbered.collect();
     numbered.sort_unstable();
     let mut damaged = None;
@@ -174,13 +173,15 @@ impl LogReport {
         if let Some(newest) = newest
             && let Some(what) = &newest.torn
         {
-            let what = format!("{what}: torn, or damaged before anything proved it durable; recovery cuts it");
+            let what =
+                format!("{what}: torn, or damaged before anything proved it durable; recovery cuts it");
             let sequences = Some((newest.next_sequence, newest.next_sequence));
             findings.note(Severity::Notice, &newest.file, newest.end, what, sequences);
         }
         let next_sequence = newest.map_or(1, |newest| newest.next_sequence);
         for segment in &self.segments {
-            let later = segment.strays.iter().filter(|stray| stray.last >= next_sequence).max_by_key(|it| it.last);
+            let later =
+                segment.strays.iter().filter(|stray| stray.last >= next_sequence).max_by_key(|it| it.last);
             if let Some(stray) = later {
                 let what = format!(
                     "an invalid segment header, with batch {} at byte {} behind it",

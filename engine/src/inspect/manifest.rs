@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use crate::format::{BLOCK, FORMAT_VERSION, MANIFEST_PREFIX, MANIFEST_SEED, Reader, checksum, number_after, padded};
+use crate::format::{
+    BLOCK, FORMAT_VERSION, MANIFEST_PREFIX, MANIFEST_SEED, Reader, checksum, number_after, padded,
+};
 use crate::inspect::finding::Findings;
 use crate::inspect::segment::LogContext;
 use crate::inspect::source::{ReadAt, Window};
@@ -39,6 +41,8 @@ pub struct ShardSummary {
     pub replay_segment: SegmentId,
     /// Where the checkpoint is.
     pub checkpoint: CheckpointSummary,
+    /// Why the replica may have forgotten what it acknowledged, if it may have.
+    pub suspect: Option<String>,
 }
 
 /// Where a shard's checkpoint is.
@@ -92,6 +96,7 @@ impl From<&ShardRecord> for ShardSummary {
             replay_sequence: record.tail.replay.sequence,
             replay_segment: record.tail.replay.segment,
             checkpoint,
+            suspect: record.suspect.clone(),
         }
     }
 }
@@ -186,7 +191,11 @@ pub type VisitFrame<'v> = dyn FnMut(&FrameInfo) -> io::Result<()> + 'v;
 ///
 /// # Errors
 /// Those of reading and of `visit`.
-pub fn inspect_manifest(file: &dyn ReadAt, name: &str, visit: &mut VisitFrame<'_>) -> io::Result<ManifestReport> {
+pub fn inspect_manifest(
+    file: &dyn ReadAt,
+    name: &str,
+    visit: &mut VisitFrame<'_>,
+) -> io::Result<ManifestReport> {
     let window = Window::new(file)?;
     let report = ManifestReport {
         file: name.to_owned(),
@@ -330,7 +339,9 @@ impl FrameScan<'_> {
         } else if let Some((is_damage, why)) = why {
             match is_damage {
                 true => self.report.findings.damage(&self.report.file, end, why),
-                false => self.report.findings.notice(&self.report.file, end, format!("{why}: torn or damaged")),
+                false => {
+                    self.report.findings.notice(&self.report.file, end, format!("{why}: torn or damaged"))
+                }
             }
         }
         Ok(())
