@@ -48,15 +48,15 @@ impl Findings {
         }
     }
 
-    pub(super) fn damage(&mut self, file: &str, offset: u64, what: impl Into<String>) {
+    pub(crate) fn damage(&mut self, file: &str, offset: u64, what: impl Into<String>) {
         self.note(Severity::Damage, file, offset, what, None);
     }
 
-    pub(super) fn notice(&mut self, file: &str, offset: u64, what: impl Into<String>) {
+    pub(crate) fn notice(&mut self, file: &str, offset: u64, what: impl Into<String>) {
         self.note(Severity::Notice, file, offset, what, None);
     }
 
-    pub(super) fn note(
+    pub(crate) fn note(
         &mut self,
         severity: Severity,
         file: &str,

@@ -33,4 +33,7 @@ pub use segment::{
     BatchInfo, LogContext, RecordCounts, RecordInfo, RecordName, SegmentItem, SegmentReport, SegmentState,
     SegmentSummary, Stray, Visit, inspect_segment,
 };
+pub(crate) use source::Window;
 pub use source::{Directory, ReadAt};
+
+pub use crate::run::inspect::{RunItem, RunReport, VisitItem, inspect_run};

@@ -75,7 +75,7 @@ impl Directory for BTreeMap<String, Vec<u8>> {
 }
 
 /// Reads a file through a window.
-pub(super) struct Window<'a> {
+pub(crate) struct Window<'a> {
     file: &'a dyn ReadAt,
     bytes: Vec<u8>,
     start: u64,
@@ -83,17 +83,17 @@ pub(super) struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    pub(super) fn new(file: &'a dyn ReadAt) -> io::Result<Self> {
+    pub(crate) fn new(file: &'a dyn ReadAt) -> io::Result<Self> {
         Ok(Self { file, bytes: Vec::new(), start: 0, length: file.length()? })
     }
 
     /// The file's length.
-    pub(super) fn file_length(&self) -> u64 {
+    pub(crate) fn file_length(&self) -> u64 {
         self.length
     }
 
     /// `length` bytes at `offset`, fewer at the end of the file.
-    pub(super) fn get(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
+    pub(crate) fn get(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
         let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
         let length = length.min(left);
         let held = offset >= self.start && offset + length as u64 <= self.start + self.bytes.len() as u64;

@@ -36,6 +36,7 @@ mod cursor;
 mod envelope;
 mod filter;
 mod footer;
+pub(crate) mod inspect;
 mod source;
 #[cfg(test)]
 mod tests;
