@@ -5,9 +5,8 @@
 //!
 //! ```text
 //!   payload   item  item  …  item │ restart u16 │ … │ restart u16      as many as sixteens begun by the count
-//!   item      shared │ suffix length × 4 + form │ suffix │ version │ form 0: nothing, a tombstone
-//!                                                                    form 1: one extent
-//!                                                                    form 2: number of extents, extents
+//!   item      shared │ suffix length × 4 + form │ suffix │ version │ region
+//!   region    form 0: nothing, a tombstone; 1: one extent; 2: number of extents, extents
 //!   extent    life │ offset │ length
 //! ```
 //!

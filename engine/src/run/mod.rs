@@ -53,7 +53,7 @@ use blocks::{Blocks, BlocksDecoder};
 use envelope::{content_seed, fold};
 use filter::Filter;
 use footer::Footer;
-use source::Source;
+use source::{Source, Walk};
 
 /// How many blocks of an index are taken in without a pause.
 const STEP_BLOCKS: usize = 1024;
@@ -231,8 +231,14 @@ impl<R: Runtime> Run<R> {
         let lease = usize::try_from(footer.filter_bytes).ok().and_then(|bytes| caches.lease(bytes));
         let mut parts = Parts { root: footer.data_root, ..Parts::default() };
         let mut filter = lease.map(|lease| (Filter::empty(identity.nonce, lease.bytes), lease));
-        let span = (footer.large_start(), footer.index_end());
-        let walk = source.walk(TaskClass::Background, span, seed, |position, block| {
+        let span = Walk {
+            class: TaskClass::Background,
+            start: footer.large_start(),
+            end: footer.index_end(),
+            seed,
+            bytes_per_second: None,
+        };
+        let walk = source.walk(span, |position, block| {
             parts.root = fold(parts.root, block.sum);
             if block.content.kind != footer.kind_at(position) {
                 return Err("a block of another kind than stands here");
@@ -344,8 +350,14 @@ impl<R: Runtime> Run<R> {
         segment: SegmentId,
     ) -> Result<Vec<(Bytes, Slot)>, ReadError> {
         let mut large = Vec::new();
-        let span = (self.footer.large_start(), self.footer.large_end());
-        let walk = self.source.walk(TaskClass::Background, span, self.seed, |_, block| {
+        let span = Walk {
+            class: TaskClass::Background,
+            start: self.footer.large_start(),
+            end: self.footer.large_end(),
+            seed: self.seed,
+            bytes_per_second: None,
+        };
+        let walk = self.source.walk(span, |_, block| {
             let mut cursor = BlockCursor::new(Bytes::copy_from_slice(block.bytes));
             while let Some(entry) = cursor.next().map_err(|block::Malformed| "malformed items")? {
                 if let Entry::Put(slot) = entry

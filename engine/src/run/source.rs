@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use krita_runtime::{File, OpenOptions, Runtime, TaskClass};
@@ -13,6 +14,8 @@ use crate::gate::detached;
 
 /// Length of the reads of parts that are read whole: several of the longest blocks.
 const WALK_BYTES: usize = 256 << 10;
+/// Bytes of such parts that are worked on without a pause.
+const SLICE_BYTES: usize = 16 << 10;
 
 /// A run's file.
 pub(super) struct Source<R: Runtime> {
@@ -83,20 +86,17 @@ impl<R: Runtime> Source<R> {
         check(bytes, position, &self.identity, seed).ok_or_else(|| self.damaged(position, "an invalid block"))
     }
 
-    /// Reads the blocks from `start` to `end`, one after the other; `each` gets every block with its position, and
-    /// says what is wrong with it.
+    /// Reads blocks one after the other; `each` gets every block with its position, and says what is wrong with it.
     pub(super) async fn walk(
         &self,
-        class: TaskClass,
-        (start, end): (u64, u64),
-        seed: u64,
+        walk: Walk,
         mut each: impl FnMut(u64, &Checked<'_>) -> Result<(), &'static str>,
     ) -> Result<(), ReadError> {
-        let mut position = start;
-        while position < end {
-            let length = usize::try_from(end - position).unwrap_or(usize::MAX).min(WALK_BYTES);
-            let bytes = self.read(class, position, length).await?;
-            let mut offset = 0;
+        let mut position = walk.start;
+        while position < walk.end {
+            let length = usize::try_from(walk.end - position).unwrap_or(usize::MAX).min(WALK_BYTES);
+            let bytes = self.read(walk.class, position, length).await?;
+            let (mut offset, mut paused) = (0, 0);
             // At least one block a read, or its check says what is wrong.
             while offset < bytes.len() {
                 let rest = &bytes[offset..];
@@ -105,15 +105,38 @@ impl<R: Runtime> Source<R> {
                     break;
                 }
                 let here = position + offset as u64;
-                let block = self.check(rest, here, seed)?;
+                let block = self.check(rest, here, walk.seed)?;
                 each(here, &block).map_err(|what| self.damaged(here, what))?;
                 offset += block.bytes.len();
+                if offset - paused >= SLICE_BYTES {
+                    paused = offset;
+                    self.runtime.pause().await;
+                }
             }
             position += offset as u64;
-            self.runtime.pause().await;
+            match walk.bytes_per_second {
+                None => self.runtime.pause().await,
+                Some(rate) => self.runtime.sleep(duration_of(offset, rate)).await,
+            }
         }
         Ok(())
     }
+}
+
+/// Which blocks are walked, and how.
+pub(super) struct Walk {
+    pub(super) class: TaskClass,
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) seed: u64,
+    /// How fast at most; as fast as the disk if none.
+    pub(super) bytes_per_second: Option<u64>,
+}
+
+/// How long reading `bytes` should take.
+fn duration_of(bytes: usize, bytes_per_second: u64) -> Duration {
+    let nanoseconds = (bytes as u64).saturating_mul(1_000_000_000) / bytes_per_second.max(1);
+    Duration::from_nanos(nanoseconds)
 }
 
 fn corruption(path: &Path, offset: u64, what: &str) -> ReadError {

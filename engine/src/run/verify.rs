@@ -8,6 +8,7 @@ use krita_runtime::{Runtime, TaskClass};
 
 use super::block::{BlockCursor, Malformed};
 use super::envelope::{BlockKind, Checked, fold};
+use super::source::Walk;
 use super::{Entry, Run, count_segments, read_footer};
 use crate::error::ReadError;
 use crate::types::SegmentId;
@@ -23,8 +24,9 @@ struct Sums {
 }
 
 impl<R: Runtime> Run<R> {
-    /// Reads and checks the whole file against the record, in slices, in the background.
-    pub(crate) async fn verify(self: &Rc<Self>) -> Result<(), ReadError> {
+    /// Reads and checks the whole file against the record, in slices, in the background, at most this fast. The
+    /// caller may go away.
+    pub(crate) async fn verify(self: &Rc<Self>, bytes_per_second: Option<u64>) -> Result<(), ReadError> {
         let (footer, footer_sum) = read_footer(&self.source, &self.record).await?;
         let end = footer.index_end();
         if footer != self.footer {
@@ -38,10 +40,9 @@ impl<R: Runtime> Run<R> {
             segments: BTreeMap::new(),
             last_key: None,
         };
-        let span = (0, footer.data_bytes);
-        let walk = self.source.walk(TaskClass::Background, span, self.seed, |position, block| {
-            self.verify_block(&mut sums, position, block)
-        });
+        let (class, seed) = (TaskClass::Background, self.seed);
+        let span = Walk { class, start: 0, end: footer.data_bytes, seed, bytes_per_second };
+        let walk = self.source.walk(span, |position, block| self.verify_block(&mut sums, position, block));
         walk.await?;
         let right = sums.root == footer.data_root
             && (sums.items, sums.tombstones) == (footer.items, footer.tombstones)
@@ -50,8 +51,8 @@ impl<R: Runtime> Run<R> {
             return Err(self.source.damaged(0, "data that the footer does not describe"));
         }
         let mut root = sums.root;
-        let span = (footer.data_bytes, end);
-        let walk = self.source.walk(TaskClass::Background, span, self.seed, |_, block| {
+        let span = Walk { class, start: footer.data_bytes, end, seed, bytes_per_second };
+        let walk = self.source.walk(span, |_, block| {
             root = fold(root, block.sum);
             Ok(())
         });
