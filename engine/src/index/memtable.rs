@@ -15,7 +15,7 @@
 //! that no single call takes long.
 
 use std::cell::{Ref, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::size_of;
 use std::ops::Bound;
 use std::rc::Rc;
@@ -78,6 +78,8 @@ struct State {
     released: VecDeque<(Moment, Bytes)>,
     bytes: usize,
     tombstones: usize,
+    /// The keys whose newest value has several extents.
+    large: BTreeSet<Bytes>,
     /// Bytes that the versions here have in each life; never 0.
     segments: BTreeMap<SegmentId, u64>,
 }
@@ -94,6 +96,7 @@ impl Memtable {
                 released: VecDeque::new(),
                 bytes: 0,
                 tombstones: 0,
+                large: BTreeSet::new(),
                 segments: BTreeMap::new(),
             }),
         }
@@ -121,6 +124,16 @@ impl Memtable {
             }
         }
         slice
+    }
+
+    /// The keys whose value has several extents of which one lies in `segment`.
+    pub(super) fn large_keys(&self, segment: SegmentId) -> Vec<Bytes> {
+        let state = self.state.borrow();
+        let large = state.large.iter().filter(|key| match &state.newest[&key[..]].entry {
+            Entry::Put(slot) => slot.region.as_slice().iter().any(|extent| extent.segment == segment),
+            Entry::Tombstone(_) => false,
+        });
+        large.cloned().collect()
     }
 
     /// How many keys there are, tombstones included.
@@ -160,6 +173,8 @@ impl Memtable {
         assert_eq!((state.bytes, &state.segments), (bytes, &segments));
         let tombstones = state.newest.values().filter(|newest| is_tombstone(&newest.entry)).count();
         assert_eq!(state.tombstones, tombstones);
+        let large = state.newest.iter().filter(|(_, newest)| is_large(&newest.entry)).map(|(key, _)| key);
+        assert!(large.eq(&state.large));
         let kept: usize = state.watches.values().map(|watch| watch.keeps.len()).sum();
         let versions: usize = state.aside.values().map(Vec::len).sum();
         assert_eq!(kept + state.released.len(), versions, "every version put aside has one keeper");
@@ -194,14 +209,24 @@ impl State {
         self.written = true;
         self.count(key, &entry);
         self.tombstones += usize::from(is_tombstone(&entry));
+        let is_large = is_large(&entry);
         let Some(present) = self.newest.get_mut(key) else {
             self.bytes += KEY_COST + key.len() + heap_bytes(&entry);
-            self.newest.insert(Bytes::copy_from_slice(key), Newest { since: now, entry });
+            let key = Bytes::copy_from_slice(key);
+            if is_large {
+                self.large.insert(key.clone());
+            }
+            self.newest.insert(key, Newest { since: now, entry });
             return;
         };
         self.bytes += heap_bytes(&entry);
         let old = std::mem::replace(present, Newest { since: now, entry });
         self.tombstones -= usize::from(is_tombstone(&old.entry));
+        if is_large {
+            self.large.insert(Bytes::copy_from_slice(key));
+        } else if !self.large.is_empty() {
+            self.large.remove(key);
+        }
         let keeper = self.watches.last_entry().filter(|watch| *watch.key() >= old.since);
         let Some(mut keeper) = keeper else {
             self.bytes -= heap_bytes(&old.entry);
@@ -287,6 +312,10 @@ impl MemtableView {
         Self { memtable: memtable.clone(), moment }
     }
 
+    pub(super) fn memtable(&self) -> &Rc<Memtable> {
+        &self.memtable
+    }
+
     pub(super) fn get(&self, key: &[u8]) -> Option<Entry> {
         let state = self.memtable.state.borrow();
         let (key, newest) = state.newest.get_key_value(key)?;
@@ -316,10 +345,17 @@ fn is_tombstone(entry: &Entry) -> bool {
     matches!(entry, Entry::Tombstone(_))
 }
 
-/// Memory of an entry beyond its own size.
+/// Whether the entry's value has several extents.
+fn is_large(entry: &Entry) -> bool {
+    matches!(entry, Entry::Put(Slot { region: Extents::Many(_), .. }))
+}
+
+/// Memory of an entry beyond its own size: the extents, their counts, and the key's place among the large ones.
 fn heap_bytes(entry: &Entry) -> usize {
     match entry {
-        Entry::Put(Slot { region: Extents::Many(extents), .. }) => extents.len() * size_of::<Extent>() + 16,
+        Entry::Put(Slot { region: Extents::Many(extents), .. }) => {
+            extents.len() * size_of::<Extent>() + 2 * size_of::<usize>() + size_of::<Bytes>()
+        }
         Entry::Put(Slot { region: Extents::One(_), .. }) | Entry::Tombstone(_) => 0,
     }
 }

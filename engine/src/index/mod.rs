@@ -36,9 +36,19 @@ pub(crate) use memtable::{Memtable, contributions};
 pub(crate) use merge::{RunInput, RunTarget, WriteError, merge_plan, write_run};
 pub(crate) use view::{IndexView, Prefetched};
 
-/// Changes whenever what the runs alone say of some key may have changed.
+/// Changes whenever what the runs alone say of some key may have changed. No two indexes share one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Generation(u64);
+pub(crate) struct Generation {
+    index: u64,
+    flushes: u64,
+}
+
+/// What of an index must have become runs for something to last over a restart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FlushGoal {
+    index: u64,
+    flushes: u64,
+}
 
 /// What became of a relocation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,7 +83,7 @@ impl<R: Runtime> ShardIndex<R> {
             active: Rc::new(Memtable::new()),
             frozen: Rc::new([]),
             runs: runs.into(),
-            generation: Generation(0),
+            generation: Generation { index: runtime.random_u64(), flushes: 0 },
             known: Known::default(),
         }
     }
@@ -104,7 +114,9 @@ impl<R: Runtime> ShardIndex<R> {
             None if looked_up == self.generation => from.version,
             None => match self.get_now(key) {
                 Now::Found(Entry::Put(slot)) if slot.region == from.region => slot.version,
-                Now::Found(Entry::Put(_) | Entry::Tombstone(_)) | Now::Absent => return Relocated::Superseded,
+                Now::Found(Entry::Put(_) | Entry::Tombstone(_)) | Now::Absent => {
+                    return Relocated::Superseded;
+                }
                 Now::Unknown => return Relocated::Ask,
             },
         };
@@ -165,7 +177,7 @@ impl<R: Runtime> ShardIndex<R> {
         self.known.flushed(memtable);
         self.frozen = rest.into();
         self.runs = run.iter().chain(self.runs.iter()).cloned().collect();
-        self.generation = Generation(self.generation.0 + 1);
+        self.generation.flushes += 1;
     }
 
     /// `old`, which are neighbours in this order, have become one run, durably; none if nothing was left. What
@@ -183,6 +195,18 @@ impl<R: Runtime> ShardIndex<R> {
     /// See [`Generation`]. A merge does not change it: it changes no answer.
     pub(crate) fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// Reached once all that is in memtables now has become part of runs.
+    pub(crate) fn flush_goal(&self) -> FlushGoal {
+        let memtables = self.frozen.len() + usize::from(!self.active.is_empty());
+        let Generation { index, flushes } = self.generation;
+        FlushGoal { index, flushes: flushes + memtables as u64 }
+    }
+
+    /// Whether the goal is reached; one of another index is: what replaced that index was published as a whole.
+    pub(crate) fn has_reached(&self, goal: &FlushGoal) -> bool {
+        goal.index != self.generation.index || goal.flushes <= self.generation.flushes
     }
 
     /// Newest first.

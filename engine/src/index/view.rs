@@ -1,5 +1,6 @@
 //! A shard's index as it was at one moment.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::rc::Rc;
 
@@ -13,7 +14,7 @@ use super::{Generation, Now};
 use crate::epochs::Epoch;
 use crate::error::ReadError;
 use crate::run::{Entry, Run, Use};
-use crate::types::Slot;
+use crate::types::{SegmentId, Slot};
 
 /// Lookups of one call that may read at once.
 const READS_AT_ONCE: usize = 16;
@@ -64,6 +65,23 @@ impl<R: Runtime> IndexView<R> {
     /// The generation of the index when the view was taken.
     pub(crate) fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// How many items the runs have, hidden ones included.
+    pub(crate) fn run_items(&self) -> u64 {
+        self.runs.iter().map(|run| run.record().items).sum()
+    }
+
+    /// The keys of values with several extents of which one lies in `segment`; some may be out of date.
+    pub(crate) async fn large_keys(&self, segment: SegmentId) -> Result<BTreeSet<Bytes>, ReadError> {
+        let mut keys = BTreeSet::new();
+        for memtable in [self.active.memtable()].into_iter().chain(self.frozen.iter()) {
+            keys.extend(memtable.large_keys(segment));
+        }
+        for run in self.runs.iter() {
+            keys.extend(run.large_keys(segment).await?.into_iter().map(|(key, _)| key));
+        }
+        Ok(keys)
     }
 
     fn in_memtables(&self, key: &[u8]) -> Option<Entry> {
