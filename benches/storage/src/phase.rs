@@ -182,11 +182,12 @@ struct Meter {
 }
 
 impl Meter {
-    fn start<S: Store>(phase: &Phase, store: &S, preparation_counts: bool) -> Result<Self, Failure> {
+    /// `preparation_bytes` have been written in preparation before.
+    fn start(phase: &Phase, preparation_bytes: u64) -> Result<Self, Failure> {
         Ok(Self {
             process: measure::process_io()?,
             device: measure::device_io(&phase.directory)?,
-            preparation_bytes: if preparation_counts { 0 } else { store.preparation_bytes() },
+            preparation_bytes,
             started: Instant::now(),
         })
     }
@@ -233,8 +234,8 @@ async fn settle<O: Opener>(opener: &O, since: Instant) -> Result<(), Failure> {
 
 async fn load<O: Opener>(opener: &O, phase: &Phase) -> Result<Written, Failure> {
     std::fs::create_dir_all(&phase.directory)?;
+    let meter = Meter::start(phase, 0)?;
     let mut store = opener.open(&phase.directory, phase.budget).await?;
-    let meter = Meter::start(phase, &store, true)?;
     for batch in work::load_batches(phase.work) {
         store.write(batch).await?;
     }
@@ -271,7 +272,7 @@ async fn overwrite<O: Opener>(
     let mut store = opener.open(&phase.directory, phase.budget).await?;
     let mut model = Model::loaded(phase.work);
     let mut choices = Choices::new(1);
-    let meter = Meter::start(phase, &store, false)?;
+    let meter = Meter::start(phase, store.preparation_bytes())?;
     let started = meter.started;
     let sample = |puts| -> Result<Sample, Failure> {
         let disk_bytes = measure::disk_bytes(&phase.directory)?;

@@ -21,10 +21,10 @@ pub struct Line {
 const COLOURS: [RGBColor; 6] = [
     RGBColor(213, 94, 0),
     RGBColor(0, 114, 178),
-    RGBColor(86, 180, 233),
     RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
     RGBColor(0, 0, 0),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
 ];
 
 fn load_font() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use krita_engine::{
-    Change, CheckpointMeta, EntryRecord, HardState, Index, LogId, NewShard, Options, ReadError,
+    Change, CheckpointMeta, EntryRecord, HardState, Index, KeyRegion, LogId, NewShard, Options, ReadError,
     RecoveredShard, ReplicaId, ShardId, Slot, Term, VALUE_CHECKSUM_BYTES, open, value_checksum,
 };
 use krita_runtime::glommio::GlommioRuntime;
@@ -53,7 +53,10 @@ pub struct KritaStore {
 
 fn options(directory: &Path, budget: Budget) -> Result<Options, Failure> {
     let mut options = Options::new(directory.to_owned(), LogId(0));
-    options.value_cache_bytes = usize::try_from(budget.cache_bytes)?;
+    options.value_cache_bytes = usize::try_from(budget.cache_bytes / 2)?;
+    options.block_cache_bytes = usize::try_from(budget.cache_bytes / 2)?;
+    options.memtable_bytes = usize::try_from(budget.memtable_bytes)?;
+    options.regions_of = Some(regions_of);
     Ok(options)
 }
 
@@ -71,6 +74,19 @@ fn payload(put: &Put) -> Bytes {
     payload.extend_from_slice(&value_checksum(&put.key, &put.value).to_le_bytes());
     payload.extend_from_slice(&put.value);
     payload.into()
+}
+
+/// Where the key and its value lie in an entry's payload.
+fn regions_of(_kind: u8, payload: &[u8]) -> Vec<KeyRegion> {
+    let region = HEADER_BYTES + KEY_BYTES;
+    let length = payload.len().saturating_sub(region);
+    let region = KeyRegion {
+        key_offset: HEADER_BYTES as u32,
+        key_length: KEY_BYTES as u32,
+        offset: region as u32,
+        length: u32::try_from(length).unwrap_or(0),
+    };
+    if region.length < VALUE_CHECKSUM_BYTES { Vec::new() } else { vec![region] }
 }
 
 /// What an entry's payload does, when it is applied.
@@ -92,9 +108,10 @@ impl OpenKrita {
     /// What is set, in a few words.
     pub fn settings(budget: Budget) -> String {
         format!(
-            "one log with {SHARDS} shards on one core; a write each (O_DIRECT, O_DSYNC), one entry per put; value cache \
-             {} MiB, segments of 64 MiB; else as by default",
-            budget.cache_bytes >> 20
+            "one log with {SHARDS} shards on one core; a write each (O_DIRECT, O_DSYNC), one entry per put; caches \
+             for blocks and for values {} MiB each, memtables {} MiB, segments of 64 MiB; else as by default",
+            budget.cache_bytes >> 21,
+            budget.memtable_bytes >> 20
         )
     }
 }
@@ -179,7 +196,7 @@ impl KritaStore {
 
     /// What the index knows of a key.
     async fn slot(&self, shard: ShardId, key: &[u8]) -> Result<Option<Slot>, Failure> {
-        Ok(self.store.get(shard, key))
+        Ok(self.store.get(shard, key).await?)
     }
 }
 
