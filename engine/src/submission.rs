@@ -17,7 +17,7 @@ pub(crate) enum Change {
 ///
 /// After a crash each shard has a prefix of its changes; only [`crate::Store::write`] returning tells that all
 /// are there.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Batch {
     pub(crate) shards: BTreeMap<ShardId, Vec<Change>>,
     bytes: usize,

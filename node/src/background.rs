@@ -30,6 +30,9 @@ const BALANCE_RETRY: Duration = Duration::from_secs(15);
 /// How long an ending node tries to hand its leaderships over.
 const HAND_OFF_MAX: Duration = Duration::from_secs(3);
 
+/// The same for a node whose log failed: others elect soon anyway, and nothing here can be promised any more.
+const GIVE_UP_MAX: Duration = Duration::from_millis(500);
+
 impl<R: Runtime> Core<R> {
     /// Lets time pass for every replica. It never waits for a disk.
     pub(crate) async fn tick(self: Rc<Self>) {
@@ -162,6 +165,7 @@ impl<R: Runtime> Core<R> {
                 }
                 if is_caught_up(replica, to)
                     && self.peers.is_connected(preferred.node_number)
+                    && !self.peers.room_of(preferred.node_number, replica.shard).is_full()
                     && replica.raft.transfer_leadership(raft_time(now), to).is_ok()
                 {
                     moves += 1;
@@ -193,7 +197,8 @@ impl<R: Runtime> Core<R> {
 
     /// Gives every leadership to another node, as far as that goes in a bounded time, and ends the core.
     async fn hand_off_and_finish(self: &Rc<Self>) {
-        let deadline = self.runtime.now() + HAND_OFF_MAX;
+        let limit = if self.has_failed() { GIVE_UP_MAX } else { HAND_OFF_MAX };
+        let deadline = self.runtime.now() + limit;
         let mut given = BTreeMap::new();
         while self.runtime.now() < deadline && !self.is_ending() {
             let led = self.hand_off(self.runtime.now(), &mut given);

@@ -182,11 +182,26 @@ impl<R: Runtime> Core<R> {
 
     /// Ends the node because it cannot go on safely.
     pub(crate) fn fail(&self, reason: String) {
+        self.note_failure(reason);
+        self.finish();
+    }
+
+    /// Has every core of this node give up what it leads, and then ends the node because it cannot go on safely.
+    pub(crate) fn give_up(&self, reason: String) {
+        self.note_failure(reason);
+        self.input.stop.stop();
+    }
+
+    fn note_failure(&self, reason: String) {
         if self.failure.borrow().is_none() {
             tracing::error!(reason, "this node gives up");
             *self.failure.borrow_mut() = Some(NodeFailure(reason));
         }
-        self.finish();
+    }
+
+    /// Whether this core ends because it cannot go on.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failure.borrow().is_some()
     }
 
     /// Ends the core in good order.

@@ -5,6 +5,7 @@
 //! tuning. Messages that must wait for the disk wait with the batch that carries their records.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use krita_engine::{Batch, LogError, Store};
@@ -21,6 +22,13 @@ const ROUNDS_MAX: usize = 8;
 
 /// Bytes of entries read from the log at a time, to be applied or sent.
 const LOAD_BYTES_MAX: usize = 1 << 20;
+
+/// How often a write that found no room is tried again, and said to be.
+const ROOM_RETRY: Duration = Duration::from_millis(200);
+const ROOM_LOG_EVERY: u32 = 50;
+
+/// How often a write is tried that the system refuses for another reason, such as too many open files.
+const IO_ATTEMPTS_MAX: u32 = 25;
 
 /// One log of this core, and what is on its way to it.
 pub(crate) struct LogWriter<R: Runtime> {
@@ -168,18 +176,43 @@ impl<R: Runtime> Core<R> {
         self.runtime.spawn(TaskClass::Foreground, "log-write", async move {
             let written = match batch.is_empty() {
                 true => Ok(()),
-                false => store.write(batch).await,
+                false => core.write_once_there_is_room(&store, &batch).await,
             };
             core.on_written(position, waiting, written);
         });
     }
 
+    /// Writes a batch, and for want of room again and again until there is some. Nothing that waits for the batch is
+    /// acknowledged meanwhile, and what comes behind it collects. A part of it may have been written before: writing an
+    /// entry anew replaces it by itself.
+    async fn write_once_there_is_room(&self, store: &Store<R>, batch: &Batch) -> Result<(), LogError> {
+        for attempt in 0_u32.. {
+            let refused = match store.write(batch.clone()).await {
+                Err(LogError::DiskFull(reason)) => reason,
+                Err(LogError::Io(reason)) if attempt < IO_ATTEMPTS_MAX => reason,
+                written => return written,
+            };
+            if attempt % ROOM_LOG_EVERY == 0 {
+                tracing::warn!(reason = refused, "the log cannot be written for now");
+            }
+            self.runtime.sleep(ROOM_RETRY).await;
+            if self.is_ending() {
+                break;
+            }
+        }
+        Err(LogError::DiskFull("the node ended before there was room".to_owned()))
+    }
+
     /// A write has completed: what waited for it is durable, or the log is lost to this process.
     fn on_written(self: &Rc<Self>, position: usize, waiting: Vec<Waiting>, written: Result<(), LogError>) {
-        if let Err(error) = written {
-            // What is on disk is unknown now; nothing that waited may be acknowledged, ever.
-            self.fail(format!("log write failed: {error}"));
-            return;
+        match written {
+            Ok(()) => {}
+            Err(LogError::DiskFull(_)) => return,
+            Err(error) => {
+                // What is on disk is unknown now; nothing that waited may be acknowledged, ever, and the log stays as
+                // it is: its writer remains in flight.
+                return self.give_up(format!("log write failed: {error}"));
+            }
         }
         let now = raft_time(self.runtime.now());
         let mut guard = self.serving.borrow_mut();

@@ -8,7 +8,7 @@
 //!   replicas come to life.
 //! - `server`, `request`, `router`, `responder`: a request's way in, to its shard, and its answer's way out.
 //! - `replica`: where Raft, the store and the state machine meet; `applying`, `writes`, `reads`; `emit`: the end of each round,
-//!   one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes; `snapshots`.
+//!   one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes; `snapshots`; `room`: full disks.
 //! - Pure leaves: [`command`], [`machine`], [`sessions`], [`placement`], [`forming`], [`config`], [`auth`].
 //!
 //! What is deliberately absent: clocks, threads, sockets and files (they come from the runtime), and any lock: what a
@@ -36,6 +36,7 @@ mod reads;
 mod replica;
 mod request;
 mod responder;
+mod room;
 mod router;
 mod server;
 pub mod sessions;

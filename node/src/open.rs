@@ -211,6 +211,8 @@ impl<R: Runtime> Core<R> {
         let core = self.clone();
         self.runtime.spawn(TaskClass::Background, "checkpoint", core.checkpoint_when_due());
         let core = self.clone();
+        self.runtime.spawn(TaskClass::Foreground, "room", core.watch_room());
+        let core = self.clone();
         self.runtime.spawn(TaskClass::Foreground, "balance", core.balance_leaders());
         // Replicas that may lead at once (a group of one) have something to do.
         let mut guard = self.serving.borrow_mut();

@@ -5,7 +5,7 @@
 //! say sends an empty burst now and then; that stands in for the heartbeats of all idle groups between the two
 //! cores, so that a stalled core is not covered by its neighbour.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use krita_runtime::{Instant, Runtime};
 use crate::cluster::Cluster;
 use crate::core::NodeInput;
 use crate::identity::{Member, NodeUuid};
+use crate::room::Room;
 
 /// Messages that wait for one peer core within one round; beyond it they are dropped, as a network may.
 const BURST_MESSAGES_MAX: usize = 65_536;
@@ -61,6 +62,8 @@ pub(crate) struct Peers<R: Runtime> {
     /// Silence of a core after which its idle groups are woken.
     silence_max: Duration,
     keep_alive: Duration,
+    /// What bursts say of this core's disk.
+    own_room: Cell<Room>,
     state: Rc<RefCell<State<R>>>,
 }
 
@@ -87,6 +90,7 @@ struct Directory {
 struct Heard {
     at: Instant,
     boot_id: u64,
+    room: Room,
     is_silent: bool,
 }
 
@@ -99,6 +103,7 @@ impl<R: Runtime> Peers<R> {
             tls,
             silence_max: config.election_timeout,
             keep_alive: config.heartbeat_interval,
+            own_room: Cell::default(),
             state: Rc::new(RefCell::new(State {
                 cluster: None,
                 links: BTreeMap::new(),
@@ -159,10 +164,13 @@ impl<R: Runtime> Peers<R> {
 
     fn send_burst(&self, peer: PeerCore, messages: Vec<v1::RaftMessage>) {
         let Some(link) = self.link(peer) else { return };
+        let room = self.own_room.get();
         let burst = v1::RaftBurst {
             messages,
             from_core: u32::from(self.runtime.core().0),
             boot_id: self.input.boot_id,
+            headroom: room.number(),
+            free_bytes: room.free_bytes,
         };
         // A burst that cannot leave is lost, as on any network; Raft sends again.
         link.send_one_way(&burst);
@@ -170,10 +178,27 @@ impl<R: Runtime> Peers<R> {
     }
 
     /// Notes that a core of another node lives. True if it has started anew since it was last heard.
-    pub(crate) fn on_heard(&self, peer: PeerCore, boot_id: u64) -> bool {
-        let at = self.runtime.now();
-        let before = self.state.borrow_mut().heard.insert(peer, Heard { at, boot_id, is_silent: false });
+    pub(crate) fn on_heard(&self, peer: PeerCore, boot_id: u64, room: Room) -> bool {
+        let heard = Heard { at: self.runtime.now(), boot_id, room, is_silent: false };
+        let before = self.state.borrow_mut().heard.insert(peer, heard);
         before.is_some_and(|before| before.boot_id != boot_id)
+    }
+
+    /// The room on this core's disk, as last measured.
+    pub(crate) fn own_room(&self) -> Room {
+        self.own_room.get()
+    }
+
+    /// Sets what bursts say of this core's disk.
+    pub(crate) fn set_own_room(&self, room: Room) {
+        self.own_room.set(room);
+    }
+
+    /// The room that the shard has on another node, as that last said.
+    pub(crate) fn room_of(&self, node_number: u32, shard: u32) -> Room {
+        let state = self.state.borrow();
+        let core = state.core_of_shard(node_number, shard).unwrap_or(0);
+        state.heard.get(&PeerCore { node_number, core }).map(|heard| heard.room).unwrap_or_default()
     }
 
     /// Keeps links to live cores warm, and returns what became of others since the last call.

@@ -21,6 +21,7 @@ use crate::mesh::{CoreMessage, NodeRequest};
 use crate::peers::PeerCore;
 use crate::request::ShardRequest;
 use crate::responder::{ReplySink, Responder};
+use crate::room::Room;
 
 /// Requests of one connection that are being worked on; it is not read from while it has this many.
 const REQUESTS_MAX: u32 = 4096;
@@ -425,7 +426,8 @@ impl<R: Runtime> Core<R> {
         };
         let core = u16::try_from(burst.from_core).unwrap_or(u16::MAX);
         let peer = PeerCore { node_number, core };
-        if self.peers.on_heard(peer, burst.boot_id) {
+        let room = Room::from_burst(burst.headroom, burst.free_bytes);
+        if self.peers.on_heard(peer, burst.boot_id, room) {
             self.on_peer_restart(peer);
         }
         self.step_messages(node_number, burst.messages);

@@ -209,6 +209,9 @@ impl<R: Runtime> Core<R> {
         reply.problems = cut_off
             .map(|peer| format!("cannot talk to {} at {}: {}", peer.node_id, peer.address, peer.problem))
             .collect();
+        if self.peers.own_room().is_full() {
+            reply.problems.push("the disk is full: new values are refused".to_owned());
+        }
         for replica in serving.replicas.values() {
             reply.shards_total += 1;
             reply.shards_led += u32::from(replica.is_leader());

@@ -26,6 +26,13 @@ impl<R: Runtime> Core<R> {
         deadline: Instant,
         responder: Responder,
     ) {
+        if let Some(failure) = self.refusal_for_room(replica, &write) {
+            // An earlier attempt may have been applied: then that is the answer.
+            return match replica.remembered(request_id(&write)) {
+                Some(outcome) => replica.answer_remembered(&write, responder, &outcome),
+                None => responder.fail(&failure),
+            };
+        }
         let has_value_condition =
             write.operations.iter().any(|operation| matches!(operation.condition, Some(Condition::Value(_))));
         if has_value_condition || !write.changes_data() {
