@@ -75,6 +75,15 @@ impl Configuration {
         self.quorum_value(|id| u8::from(holds(id))) == 1
     }
 
+    /// Whether every majority, of either half, holds somebody for whom `holds` is true.
+    pub(crate) fn meets_every_majority(&self, holds: impl Fn(ReplicaId) -> bool) -> bool {
+        let meets = |half: &BTreeSet<ReplicaId>| {
+            let without = half.iter().filter(|id| !holds(**id)).count();
+            half.is_empty() || without <= half.len() / 2
+        };
+        meets(&self.voters) && meets(&self.voters_outgoing)
+    }
+
     /// The greatest value that a quorum has reached: each voter has reached `value_of(voter)` and everything below.
     pub fn quorum_value<T: Ord + Copy>(&self, mut value_of: impl FnMut(ReplicaId) -> T) -> T {
         let incoming = majority_value(&self.voters, &mut value_of);

@@ -1,6 +1,6 @@
 //! What a replica has whatever its role: log, term, vote, promises, and the outbox from which a Ready is made.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::Config;
 use crate::configuration::Configuration;
@@ -8,7 +8,7 @@ use crate::log::Log;
 use crate::message::{Body, Message};
 use crate::random::Random;
 use crate::ready::{Change, LogLoad, ReadOutcome, Ready, SnapshotNeeded};
-use crate::suspect::Marks;
+use crate::suspect::{Heal, Suspect};
 use crate::types::{HardState, Index, Payload, Position, ReadyNumber, ReplicaId, Term, Time};
 
 /// Records that were handed out and are not known to be durable.
@@ -68,6 +68,14 @@ pub(crate) struct Core<P> {
     pub(crate) votes_refused_until: Time,
     /// A snapshot is being installed: the log takes nothing in.
     pub(crate) installing: Option<Position>,
+    /// Set while this replica may have forgotten what it acknowledged.
+    pub(crate) suspect: Option<Suspect>,
+    /// How often this life has become suspect.
+    pub(crate) suspicions: u64,
+    /// The greatest [`Marks::doubts`] heard from the leader of this term.
+    pub(crate) doubts_heard: u64,
+    /// What a leader tells those that it holds, or held, for suspect: [`Marks::doubts`] and [`Marks::heal`].
+    pub(crate) told: BTreeMap<ReplicaId, (u64, Option<Heal>)>,
     random: Random,
     term: Term,
     vote: Option<ReplicaId>,
@@ -103,6 +111,10 @@ impl<P: Payload> Core<P> {
             heard_at: None,
             votes_refused_until: Time(0),
             installing: None,
+            suspect: None,
+            suspicions: 0,
+            doubts_heard: 0,
+            told: BTreeMap::new(),
             outbox: Outbox::default(),
             outstanding: VecDeque::new(),
             number: ReadyNumber(0),
@@ -131,6 +143,10 @@ impl<P: Payload> Core<P> {
         assert!(term > self.term, "the term goes back from {} to {term}", self.term);
         self.term = term;
         self.vote = None;
+        self.doubts_heard = 0;
+        if let Some(suspect) = &mut self.suspect {
+            suspect.enter_term();
+        }
     }
 
     /// Votes in the current term; once.
@@ -141,7 +157,12 @@ impl<P: Payload> Core<P> {
 
     /// Whether this replica's vote for itself in the current term is durable, so that it may be counted.
     pub(crate) fn own_vote_is_durable(&self) -> bool {
-        self.durable_vote == (self.term, Some(self.id()))
+        self.vote_is_durable() && self.vote == Some(self.id())
+    }
+
+    /// Whether the current term, and the vote in it if there is one, are durable.
+    pub(crate) fn vote_is_durable(&self) -> bool {
+        self.durable_vote == (self.term, self.vote)
     }
 
     pub(crate) fn last_position(&self) -> Position {
@@ -180,7 +201,12 @@ impl<P: Payload> Core<P> {
     /// The log is replaced by a snapshot.
     pub(crate) fn reset(&mut self, position: Position) {
         self.log.reset(position);
-        self.handed_apply_through = self.handed_apply_through.max(position.index);
+        // Only a suspect's damaged state may give way to an older one.
+        self.handed_apply_through = position.index;
+        self.handed_hard_state.commit = self.handed_hard_state.commit.min(position.index);
+        if let Some(suspect) = &mut self.suspect {
+            suspect.replaced(position.index);
+        }
         self.clip_outstanding(Index(0));
     }
 
@@ -192,7 +218,8 @@ impl<P: Payload> Core<P> {
 
     fn message(&self, to: ReplicaId, term: Term, body: Body<P>) -> Message<P> {
         assert_ne!(to, self.id(), "a replica does not write to itself");
-        Message { from: self.id(), to, term, body, marks: Marks::default() }
+        let marks = self.marks(to, &body);
+        Message { from: self.id(), to, term, body, marks }
     }
 
     /// Sends in the current term, without waiting for durability.
@@ -212,6 +239,17 @@ impl<P: Payload> Core<P> {
         self.outbox.messages_after.push(message);
     }
 
+    /// Answers a request for a vote by the life of the candidate that asked.
+    pub(crate) fn answer_vote(&mut self, to: ReplicaId, granted: bool, life: u64) {
+        let mut message = self.message(to, self.term, Body::VoteReply { granted });
+        message.marks.life = life;
+        if granted {
+            self.outbox.messages_after.push(message);
+        } else {
+            self.outbox.messages.push(message);
+        }
+    }
+
     pub(crate) fn answer_read(&mut self, outcome: ReadOutcome) {
         self.outbox.reads.push(outcome);
     }
@@ -222,6 +260,11 @@ impl<P: Payload> Core<P> {
 
     pub(crate) fn need_snapshot(&mut self, to: ReplicaId) {
         self.outbox.snapshots.push(SnapshotNeeded { to });
+    }
+
+    /// Takes back the snapshots that were asked for: there is nothing good here to send.
+    pub(crate) fn forget_snapshots(&mut self) {
+        self.outbox.snapshots.clear();
     }
 
     pub(crate) fn change(&mut self, change: Change) {
@@ -248,7 +291,9 @@ impl<P: Payload> Core<P> {
         self.log.check();
         let has_entries = self.log.has_unhanded();
         let hard_state = self.take_hard_state(has_entries);
-        let apply_through = self.log.apply_through();
+        // Nothing more is applied to a damaged state.
+        let apply_through =
+            if self.needs_snapshot() { self.handed_apply_through } else { self.log.apply_through() };
         let applies = apply_through > self.handed_apply_through;
         if !has_entries && hard_state.is_none() && !applies && self.outbox.is_empty() {
             return None;

@@ -16,6 +16,9 @@ use crate::types::{Payload, Position, ReplicaId, Term};
 impl<P: Payload> Raft<P> {
     /// The election timer ran out.
     pub(crate) fn election_due(&mut self) {
+        if self.core.suspect.is_some() {
+            return self.knock();
+        }
         let core = &mut self.core;
         // Of no use while it could not lead: it does not vote, its log is being replaced, its disk hangs.
         if !core.configuration.is_voter(core.id()) || core.installing.is_some() || core.write_stalled() {
@@ -78,6 +81,8 @@ impl<P: Payload> Raft<P> {
     fn become_leader(&mut self) {
         self.leave_role(Some(self.core.id()));
         let core = &mut self.core;
+        assert!(core.suspect.is_none(), "a suspect does not lead");
+        core.told.clear();
         core.change(Change::BecameLeader { term: core.term() });
         self.role = Role::Leader(Box::new(Leader::new(core)));
         self.core.log.check();
@@ -90,6 +95,7 @@ impl<P: Payload> Raft<P> {
         match &mut self.role {
             Role::Leader(leading) => {
                 leading.fail_reads(core);
+                core.told.clear();
                 core.change(Change::LostLeadership { term: self.led_term });
             }
             Role::Follower(_) | Role::Candidate(_) => {}
@@ -124,7 +130,12 @@ impl<P: Payload> Raft<P> {
         }
     }
 
-    pub(crate) fn vote_reply(&mut self, from: ReplicaId, granted: bool, is_real: bool) {
+    /// A vote counts only for the life that asked for it: an earlier one may have campaigned in the same term, with
+    /// another log, and have forgotten it.
+    pub(crate) fn vote_reply(&mut self, from: ReplicaId, granted: bool, is_real: bool, life: u64) {
+        if is_real && life != self.core.config.boot {
+            return;
+        }
         if let Role::Candidate(candidate) = &mut self.role
             && candidate.is_real == is_real
         {
@@ -139,7 +150,8 @@ impl<P: Payload> Raft<P> {
         let core = &mut self.core;
         // Not even a snapshot on its way in is a reason to refuse: its sender may be the one that died.
         let may_lead = core.log.is_behind_or_equal(last);
-        if term > core.term() && may_lead && !core.is_promised() && !matches!(self.role, Role::Leader(_)) {
+        let may_vote = core.suspect.is_none() && !core.is_promised();
+        if term > core.term() && may_lead && may_vote && !matches!(self.role, Role::Leader(_)) {
             core.send_in_term(from, term, Body::PreVoteReply { granted: true });
         } else {
             core.send(from, Body::PreVoteReply { granted: false });
@@ -156,20 +168,20 @@ impl<P: Payload> Raft<P> {
         self.core.is_promised() || matches!(self.role, Role::Leader(_))
     }
 
-    /// Somebody asks for a vote in the current term.
-    pub(crate) fn vote(&mut self, from: ReplicaId, last: Position) {
+    /// Somebody, in its life `life`, asks for a vote in the current term.
+    pub(crate) fn vote(&mut self, from: ReplicaId, last: Position, life: u64) {
         let core = &mut self.core;
-        let free = core.vote().is_none_or(|vote| vote == from);
+        let free = core.suspect.is_none() && core.vote().is_none_or(|vote| vote == from);
         let is_following = matches!(&self.role, Role::Follower(follower) if follower.leader.is_none());
         if free && is_following && core.log.is_behind_or_equal(last) {
             core.set_vote(from);
-            core.send_after(from, Body::VoteReply { granted: true });
+            core.answer_vote(from, true, life);
             let election_due = core.next_election();
             if let Role::Follower(follower) = &mut self.role {
                 follower.election_due = election_due;
             }
         } else {
-            core.send(from, Body::VoteReply { granted: false });
+            core.answer_vote(from, false, life);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::message::{AppendAnswer, Body};
 use crate::raft::{Raft, Role};
+use crate::suspect::Marks;
 use crate::types::{Entry, Index, Payload, Position, ReplicaId, Round, Term};
 
 /// An append, taken apart.
@@ -28,7 +29,7 @@ impl<P> Append<P> {
 
 impl<P: Payload> Raft<P> {
     /// The leader of the current term speaks. False if it cannot be the leader.
-    pub(crate) fn hear_leader(&mut self, from: ReplicaId) -> bool {
+    pub(crate) fn hear_leader(&mut self, from: ReplicaId, marks: &Marks) -> bool {
         match &self.role {
             // Two leaders in a term: the sender is not what it says.
             Role::Leader(_) => return false,
@@ -37,6 +38,7 @@ impl<P: Payload> Raft<P> {
             Role::Follower(_) | Role::Candidate(_) => self.become_follower(Some(from)),
         }
         self.core.heard_at = Some(self.core.now);
+        self.core.hear_marks(marks);
         let election_due = self.core.next_election();
         if let Role::Follower(follower) = &mut self.role {
             follower.election_due = election_due;
@@ -45,8 +47,8 @@ impl<P: Payload> Raft<P> {
         true
     }
 
-    pub(crate) fn append(&mut self, from: ReplicaId, append: Append<P>) {
-        if !append.is_well_formed(self.core.term()) || !self.hear_leader(from) {
+    pub(crate) fn append(&mut self, from: ReplicaId, append: Append<P>, marks: &Marks) {
+        if !append.is_well_formed(self.core.term()) || !self.hear_leader(from, marks) {
             return;
         }
         let core = &mut self.core;
@@ -54,10 +56,23 @@ impl<P: Payload> Raft<P> {
             return;
         }
         let round = append.round;
+        if core.needs_snapshot() {
+            // The answer's mark asks for one.
+            core.send(from, Body::HeartbeatReply { round });
+            return;
+        }
+        self.append_to_log(from, append);
+        self.try_to_heal();
+    }
+
+    fn append_to_log(&mut self, from: ReplicaId, append: Append<P>) {
+        let core = &mut self.core;
+        let round = append.round;
         let previous = append.previous;
         if previous.index < core.log.commit() {
             // Old news. What is committed is equal everywhere, so it can be acknowledged at once.
             let matched = core.log.commit();
+            core.matches_leader(matched);
             core.send_after(from, Body::AppendReply { round, answer: AppendAnswer::Accepted { matched } });
             return;
         }
@@ -82,37 +97,42 @@ impl<P: Payload> Raft<P> {
                 None => core.log.append(entry),
             }
         }
+        core.matches_leader(matched);
         core.log.set_commit(append.commit.min(matched));
         core.send_after(from, Body::AppendReply { round, answer: AppendAnswer::Accepted { matched } });
     }
 
-    pub(crate) fn heartbeat(&mut self, from: ReplicaId, commit: Index, round: Round) {
-        if !self.hear_leader(from) {
+    pub(crate) fn heartbeat(&mut self, from: ReplicaId, commit: Index, round: Round, marks: &Marks) {
+        if !self.hear_leader(from, marks) {
             return;
         }
         let core = &mut self.core;
         if core.installing.is_none() {
-            // The leader never names more than this replica has acknowledged to it.
-            core.log.set_commit(commit.min(core.log.last()));
+            // The leader never names more than this replica has acknowledged to it. A suspect may have forgotten
+            // that, and goes by what it has acknowledged since.
+            let known = core.suspect.as_ref().map_or(core.log.last(), |suspect| suspect.matched);
+            core.log.set_commit(commit.min(known));
         }
-        core.send(from, Body::HeartbeatReply { round });
+        self.try_to_heal();
+        self.core.send(from, Body::HeartbeatReply { round });
     }
 
     pub(crate) fn timeout_now(&mut self, from: ReplicaId) {
         let core = &self.core;
-        let able = core.configuration.is_voter(core.id()) && core.installing.is_none();
+        let able =
+            core.configuration.is_voter(core.id()) && core.installing.is_none() && core.suspect.is_none();
         if able && self.leader() == Some(from) && !matches!(self.role, Role::Leader(_)) {
             self.become_candidate(true);
         }
     }
 
-    pub(crate) fn quiesce(&mut self, from: ReplicaId, last: Position) {
-        if !self.hear_leader(from) {
+    pub(crate) fn quiesce(&mut self, from: ReplicaId, last: Position, marks: &Marks) {
+        if !self.hear_leader(from, marks) {
             return;
         }
         let core = &mut self.core;
-        let agreed =
-            core.installing.is_none() && core.last_position() == last && core.log.durable() == last.index;
+        let able = core.installing.is_none() && core.suspect.is_none();
+        let agreed = able && core.last_position() == last && core.log.durable() == last.index;
         if agreed {
             // The leader asks only when everything is committed.
             core.log.set_commit(last.index);

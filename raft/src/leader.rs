@@ -41,7 +41,7 @@ pub(crate) struct Leader {
     pub(crate) progress: BTreeMap<ReplicaId, Progress>,
     /// The first entry of this leader's term. Nothing is committed by counting, and no read is served, below it.
     term_start: Index,
-    rounds: Rounds,
+    pub(crate) rounds: Rounds,
     reads: Reads,
     /// (index, cost) of this leader's own entries that are not committed.
     pending: VecDeque<(Index, usize)>,
@@ -126,7 +126,7 @@ impl Leader {
     }
 
     /// Until an entry of its own term is committed, a leader does not know what its predecessors committed.
-    fn has_committed_in_term<P: Payload>(&self, core: &Core<P>) -> bool {
+    pub(crate) fn has_committed_in_term<P: Payload>(&self, core: &Core<P>) -> bool {
         core.log.commit() >= self.term_start
     }
 
@@ -146,7 +146,7 @@ impl Leader {
             if id == core.id() {
                 newest
             } else {
-                self.progress.get(&id).map_or(Round(0), |progress| progress.acknowledged)
+                self.progress.get(&id).map_or(Round(0), Progress::acknowledged_counted)
             }
         })
     }
@@ -158,6 +158,7 @@ impl Leader {
         if round > progress.acknowledged && round <= newest {
             progress.acknowledged = round;
             self.confirm(core);
+            self.confirm_doubts(core);
         }
     }
 
@@ -411,7 +412,7 @@ impl Leader {
             if id == core.id() {
                 core.log.durable()
             } else {
-                self.progress.get(&id).map_or(Index(0), |progress| progress.matched)
+                self.progress.get(&id).map_or(Index(0), Progress::matched_counted)
             }
         });
         if held > core.log.commit() && core.log.term_of(held) == Some(core.term()) {
@@ -419,6 +420,7 @@ impl Leader {
             while self.pending.front().is_some_and(|(index, _)| *index <= held) {
                 self.pending_bytes -= self.pending.pop_front().map_or(0, |(_, bytes)| bytes);
             }
+            self.confirm_doubts(core);
         }
     }
 
@@ -433,11 +435,15 @@ impl Leader {
     }
 
     pub(crate) fn snapshot_done(&mut self, to: ReplicaId, installed: Option<Index>) {
+        let newest = self.rounds.newest();
         if let Some(progress) = self.progress.get_mut(&to)
             && progress.mode == ReplicationMode::Snapshot
         {
             let next = installed.map_or(progress.next, Index::next);
             progress.probe(next);
+            if installed.is_some() {
+                progress.snapshot_round = newest;
+            }
             // Not at once: if it failed, then again after the follower's next answer.
             progress.waiting = installed.is_none();
         }
@@ -469,7 +475,10 @@ impl Leader {
         }
         if let Some(transfer) = &mut self.transfer
             && !transfer.told
-            && self.progress.get(&transfer.to).is_some_and(|progress| progress.matched == core.log.last())
+            && self
+                .progress
+                .get(&transfer.to)
+                .is_some_and(|target| target.matched_counted() == core.log.last())
         {
             transfer.told = true;
             self.lease_forfeited = true;
@@ -478,9 +487,17 @@ impl Leader {
         Standing::Leads
     }
 
-    /// The other voter that holds most of the log.
+    /// Asks the best follower to campaign, as this replica is about to step down.
+    pub(crate) fn hand_over<P: Payload>(&mut self, core: &mut Core<P>) {
+        if let Some(to) = self.best_successor(core) {
+            core.send(to, Body::TimeoutNow);
+        }
+    }
+
+    /// The other voter, not a suspect, that holds most of the log.
     fn best_successor<P: Payload>(&self, core: &Core<P>) -> Option<ReplicaId> {
-        let voters = self.progress.iter().filter(|(id, _)| core.configuration.is_voter(**id));
+        let able = |id, progress: &Progress| core.configuration.is_voter(id) && progress.doubted.is_none();
+        let voters = self.progress.iter().filter(|(id, progress)| able(**id, progress));
         voters.max_by_key(|(_, progress)| (progress.matched, progress.heard_at)).map(|(id, _)| *id)
     }
 
@@ -500,7 +517,7 @@ impl Leader {
             && self.reads.count() == 0
             && core.log.durable() == last
             && core.log.applied() == last
-            && self.progress.values().all(|progress| progress.matched == last)
+            && self.progress.values().all(|progress| progress.matched_counted() == last)
     }
 
     fn ask_for_silence<P: Payload>(&mut self, core: &mut Core<P>) {
@@ -558,7 +575,7 @@ impl Leader {
             mode: progress.mode,
             inflight: progress.inflight(),
             heard_at: progress.heard_at,
-            suspect: false,
+            suspect: progress.doubted.is_some(),
         };
         self.progress.iter().map(status).collect()
     }

@@ -106,6 +106,7 @@ mod configuration;
 mod core;
 mod election;
 mod follower;
+mod healer;
 mod leader;
 mod log;
 mod message;

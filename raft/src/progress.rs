@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::healer::Doubted;
 use crate::status::ReplicationMode;
 use crate::types::{Index, Round, Time};
 
@@ -20,6 +21,12 @@ pub(crate) struct Progress {
     pub(crate) acknowledged: Round,
     /// When it was last heard, in this term.
     pub(crate) heard_at: Time,
+    /// How often it was found to be suspect in this term.
+    pub(crate) doubts: u64,
+    /// It is suspect, and counts for nothing.
+    pub(crate) doubted: Option<Doubted>,
+    /// It asks for a snapshot only in answers to rounds after this one: older answers ask for one that it has got.
+    pub(crate) snapshot_round: Round,
     /// (last index, bytes) of the appends on their way, in `Pipeline`.
     inflight: VecDeque<(Index, usize)>,
     inflight_bytes: usize,
@@ -35,6 +42,9 @@ impl Progress {
             loading: false,
             acknowledged: Round(0),
             heard_at: now,
+            doubts: 0,
+            doubted: None,
+            snapshot_round: Round(0),
             inflight: VecDeque::new(),
             inflight_bytes: 0,
         }
@@ -42,6 +52,16 @@ impl Progress {
 
     pub(crate) fn inflight(&self) -> usize {
         self.inflight.len()
+    }
+
+    /// What of `matched` counts towards a quorum.
+    pub(crate) fn matched_counted(&self) -> Index {
+        if self.doubted.is_some() { Index(0) } else { self.matched }
+    }
+
+    /// What of `acknowledged` counts towards a quorum.
+    pub(crate) fn acknowledged_counted(&self) -> Round {
+        if self.doubted.is_some() { Round(0) } else { self.acknowledged }
     }
 
     /// Whether the window of a pipelined member has room for another append.

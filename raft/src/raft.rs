@@ -13,7 +13,7 @@ use crate::ready::{CampaignError, ProposeError, ReadError, Ready, SnapshotMeta, 
 use crate::status::{RoleKind, Status};
 use crate::suspect::Suspicion;
 use crate::types::{
-    Entry, HardState, Index, Payload, Position, ReadToken, ReadyNumber, ReplicaId, Term, Time,
+    Entry, HardState, Index, Payload, Position, ReadToken, ReadyNumber, ReplicaId, Round, Term, Time,
 };
 
 /// One replica of one group. See the crate's front page for the protocol and the contract.
@@ -52,7 +52,11 @@ impl<P: Payload> Raft<P> {
         config.validate()?;
         validate_restored(&restored)?;
         let mut hard_state = restored.hard_state;
-        let commit = hard_state.commit.max(restored.applied).min(restored.last);
+        let mut commit = hard_state.commit.max(restored.applied).min(restored.last);
+        if restored.suspect.is_some() {
+            // What the log holds behind that may be what a truncation, forgotten since, had cut off.
+            commit = restored.applied;
+        }
         hard_state.commit = hard_state.commit.min(commit);
         if restored.log_start.term > hard_state.term {
             // A snapshot may be of a newer term than was ever written here; no vote was given in that one.
@@ -67,11 +71,18 @@ impl<P: Payload> Raft<P> {
             window_bytes_max: config.entry_cache_bytes_max,
         });
         let mut core = Core::new(config, restored.configuration, log, hard_state, now);
+        if let Some(suspicion) = restored.suspect {
+            if core.log.last_term() > core.term() {
+                core.set_term(core.log.last_term());
+            }
+            core.suspect(suspicion);
+        }
         let sole = core.configuration.is_sole_voter(core.id());
         if restored.may_have_run_before && !sole {
             core.votes_refused_until = now.after(core.config.election_timeout_max());
         }
-        let election_due = if sole {
+        let election_due = if sole || core.suspect.is_some() {
+            // At once, to campaign or to knock.
             now
         } else if restored.may_have_run_before {
             core.soon_after(core.votes_refused_until)
@@ -106,7 +117,7 @@ impl<P: Payload> Raft<P> {
     pub fn next_tick(&self) -> Time {
         match &self.role {
             Role::Follower(follower) if follower.quiesced => Time::NEVER,
-            Role::Follower(_) if !self.core.configuration.is_voter(self.core.id()) => Time::NEVER,
+            Role::Follower(_) if !self.core.has_election_timer() => Time::NEVER,
             Role::Follower(follower) => follower.election_due,
             Role::Candidate(candidate) => candidate.election_due,
             Role::Leader(leader) => leader.next_tick(),
@@ -162,49 +173,62 @@ impl<P: Payload> Raft<P> {
     fn answer_old_term(&mut self, from: ReplicaId, body: &Body<P>) {
         match body {
             Body::Append { .. } | Body::Heartbeat { .. } | Body::Quiesce { .. } => {
-                self.core.send(from, Body::HeartbeatReply { round: crate::types::Round(0) });
+                self.core.send(from, Body::HeartbeatReply { round: Round(0) });
             }
             Body::Vote { .. } => self.core.send(from, Body::VoteReply { granted: false }),
+            // From a suspect that has forgotten its term, most likely.
+            Body::Wake => {
+                if let Role::Leader(leader) = &mut self.role {
+                    leader.wake(&mut self.core);
+                }
+            }
             Body::PreVote { .. }
             | Body::PreVoteReply { .. }
             | Body::VoteReply { .. }
             | Body::AppendReply { .. }
             | Body::HeartbeatReply { .. }
             | Body::TimeoutNow
-            | Body::QuiesceReply { .. }
-            | Body::Wake => {}
+            | Body::QuiesceReply { .. } => {}
         }
     }
 
     fn dispatch(&mut self, message: Message<P>) {
-        let Message { from, term, body, .. } = message;
+        let Message { from, term, body, marks, .. } = message;
         let core = &mut self.core;
         match (body, &mut self.role) {
             (Body::PreVote { last_index: index, last_term }, _) => {
                 self.pre_vote(from, term, Position { index, term: last_term });
             }
-            (Body::PreVoteReply { granted }, _) => self.vote_reply(from, granted, false),
+            (Body::PreVoteReply { granted }, _) => self.vote_reply(from, granted, false, marks.life),
             (Body::Vote { last_index: index, last_term, .. }, _) => {
-                self.vote(from, Position { index, term: last_term });
+                self.vote(from, Position { index, term: last_term }, marks.life);
             }
-            (Body::VoteReply { granted }, _) => self.vote_reply(from, granted, true),
+            (Body::VoteReply { granted }, _) => self.vote_reply(from, granted, true, marks.life),
             (Body::Append { previous_index: index, previous_term, commit, entries, round }, _) => {
                 let previous = Position { index, term: previous_term };
-                self.append(from, Append { previous, commit, entries, round });
+                self.append(from, Append { previous, commit, entries, round }, &marks);
             }
             (Body::AppendReply { round, answer }, Role::Leader(leader)) => {
-                let standing = leader.append_reply(core, from, round, answer);
-                self.keep_or_step_down(standing);
+                if leader.hear_marks(core, from, &marks, round) {
+                    let standing = leader.append_reply(core, from, round, answer);
+                    self.keep_or_step_down(standing);
+                }
             }
-            (Body::Heartbeat { commit, round }, _) => self.heartbeat(from, commit, round),
+            (Body::Heartbeat { commit, round }, _) => self.heartbeat(from, commit, round, &marks),
             (Body::HeartbeatReply { round }, Role::Leader(leader)) => {
-                leader.heartbeat_reply(core, from, round)
+                if leader.hear_marks(core, from, &marks, round) {
+                    leader.heartbeat_reply(core, from, round);
+                }
             }
             (Body::TimeoutNow, _) => self.timeout_now(from),
             (Body::Quiesce { last_index: index, last_term }, _) => {
-                self.quiesce(from, Position { index, term: last_term });
+                self.quiesce(from, Position { index, term: last_term }, &marks);
             }
-            (Body::QuiesceReply { agreed }, Role::Leader(leader)) => leader.quiesce_reply(core, from, agreed),
+            (Body::QuiesceReply { agreed }, Role::Leader(leader)) => {
+                if leader.hear_marks(core, from, &marks, Round(0)) {
+                    leader.quiesce_reply(core, from, agreed);
+                }
+            }
             (Body::Wake, Role::Leader(leader)) => leader.wake(core),
             (Body::Wake, Role::Follower(_)) => {
                 self.wake_follower();
@@ -253,6 +277,9 @@ impl<P: Payload> Raft<P> {
         if to == self.core.id() || !self.core.configuration.is_voter(to) {
             return Err(TransferError::NotAnotherVoter);
         }
+        if leading.doubts(to) {
+            return Err(TransferError::Suspect);
+        }
         if leading.transfer.is_some() {
             return Err(TransferError::InProgress);
         }
@@ -269,6 +296,9 @@ impl<P: Payload> Raft<P> {
         }
         if !self.core.configuration.is_voter(self.core.id()) {
             return Err(CampaignError::NotVoter);
+        }
+        if self.core.suspect.is_some() {
+            return Err(CampaignError::Suspect);
         }
         if self.core.is_promised() {
             return Err(CampaignError::Promised);
@@ -291,7 +321,16 @@ impl<P: Payload> Raft<P> {
     /// [`Restored::suspect`].
     pub fn become_suspect(&mut self, now: Time, suspicion: Suspicion) {
         self.core.set_now(now);
-        let _ = suspicion;
+        self.core.suspect(suspicion);
+        match &mut self.role {
+            Role::Leader(leader) => {
+                leader.hand_over(&mut self.core);
+                self.become_follower(None);
+            }
+            Role::Candidate(_) => self.become_follower(None),
+            Role::Follower(_) => {}
+        }
+        self.knock();
     }
 
     /// Everything gathered since the last call, or nothing. What several calls of the other functions gathered goes
@@ -308,7 +347,7 @@ impl<P: Payload> Raft<P> {
         self.core.set_now(now);
         self.core.set_durable(ready);
         match &mut self.role {
-            Role::Follower(_) => {}
+            Role::Follower(_) => self.try_to_heal(),
             Role::Candidate(_) => self.count_votes(),
             Role::Leader(leader) => leader.try_commit(&mut self.core),
         }
@@ -352,17 +391,19 @@ impl<P: Payload> Raft<P> {
     }
 
     /// Receiver: whether to install this snapshot. False if it is old, or if the log holds its last entry already
-    /// (its prefix is then known to be committed). True freezes the log, so that nothing is appended that the
-    /// installation would drop, until [`Raft::snapshot_installed`] or [`Raft::snapshot_abandoned`]; records of
-    /// Readies handed out before must be written before the snapshot is.
+    /// (its prefix is then known to be committed). A suspect whose state is damaged takes any, even one that is older
+    /// than what it holds; its suspicion must be durable before. True freezes the log, so that nothing is appended
+    /// that the installation would drop, until [`Raft::snapshot_installed`] or [`Raft::snapshot_abandoned`]; records
+    /// of Readies handed out before must be written before the snapshot is.
     pub fn snapshot_begin(&mut self, now: Time, meta: &SnapshotMeta) -> bool {
         self.core.set_now(now);
         let position = meta.position;
-        if self.core.installing.is_some() || position.index <= self.core.log.commit() {
+        let is_damaged = self.core.needs_snapshot();
+        if self.core.installing.is_some() || (position.index <= self.core.log.commit() && !is_damaged) {
             return false;
         }
         let leads = matches!(self.role, Role::Leader(_));
-        if self.core.log.contains(position) {
+        if self.core.log.contains(position) && !is_damaged {
             if !leads {
                 self.core.log.set_commit(position.index);
             }
@@ -464,7 +505,7 @@ impl<P: Payload> Raft<P> {
             quiesced,
             lease_until: leader.and_then(|leader| leader.lease_until(core)),
             transferring_to: leader.and_then(|leader| leader.transfer.as_ref()).map(|transfer| transfer.to),
-            suspect: None,
+            suspect: core.suspect_status(),
             followers: leader.map_or(Vec::new(), |leader| leader.follower_statuses()),
         }
     }
@@ -510,7 +551,7 @@ fn validate_restored(restored: &Restored) -> Result<(), ConfigError> {
         }
         before = (run.first, run.term);
     }
-    if before.1 > restored.hard_state.term.max(start.term) {
+    if before.1 > restored.hard_state.term.max(start.term) && restored.suspect.is_none() {
         return problem("the log holds a newer term than the hard state");
     }
     Ok(())

@@ -6,7 +6,11 @@
 
 use std::fmt;
 
-use crate::types::Index;
+use crate::core::Core;
+use crate::message::Body;
+use crate::raft::Raft;
+use crate::ready::Change;
+use crate::types::{Index, Payload, ReplicaId};
 
 /// What is wrong with a suspect, and so what it takes to make it whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,4 +72,138 @@ impl fmt::Display for Suspicion {
             Suspicion::NeedsSnapshot => "its state is damaged",
         })
     }
+}
+
+/// What a suspect knows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Suspect {
+    suspicion: Suspicion,
+    nonce: u64,
+    /// The log is equal to that of this term's leader up to here, by what it sent in this term. Perhaps not durable.
+    pub(crate) matched: Index,
+    /// What this term's leader said that it must hold.
+    heal_through: Option<Index>,
+}
+
+impl Suspect {
+    /// What an earlier leader said is void: its term may be one that nobody else knows.
+    pub(crate) fn enter_term(&mut self) {
+        self.matched = Index(0);
+        self.heal_through = None;
+    }
+
+    /// A snapshot has replaced log and state.
+    pub(crate) fn replaced(&mut self, index: Index) {
+        self.suspicion = Suspicion::Forgetful;
+        self.matched = index;
+    }
+}
+
+impl<P: Payload> Core<P> {
+    /// Becomes suspect, or so once more.
+    pub(crate) fn suspect(&mut self, suspicion: Suspicion) {
+        self.suspicions += 1;
+        self.forget_snapshots();
+        let is_damaged = self.needs_snapshot() || suspicion == Suspicion::NeedsSnapshot;
+        self.suspect = Some(Suspect {
+            suspicion: if is_damaged { Suspicion::NeedsSnapshot } else { Suspicion::Forgetful },
+            nonce: nonce(self.config.boot, self.suspicions),
+            matched: Index(0),
+            heal_through: None,
+        });
+    }
+
+    /// Whether nothing may be appended or applied here before a snapshot is installed.
+    pub(crate) fn needs_snapshot(&self) -> bool {
+        self.suspect.is_some_and(|suspect| suspect.suspicion == Suspicion::NeedsSnapshot)
+    }
+
+    /// A suspect's timer reminds it to knock; but not where there is nobody to knock at.
+    pub(crate) fn has_election_timer(&self) -> bool {
+        match self.suspect {
+            Some(_) => !self.configuration.is_sole_voter(self.id()),
+            None => self.configuration.is_voter(self.id()),
+        }
+    }
+
+    /// The leader of this term has shown that its log is equal to this one up to `index`.
+    pub(crate) fn matches_leader(&mut self, index: Index) {
+        if let Some(suspect) = &mut self.suspect {
+            suspect.matched = suspect.matched.max(index);
+        }
+    }
+
+    /// Takes in what goes with a message of this term's leader.
+    pub(crate) fn hear_marks(&mut self, marks: &Marks) {
+        self.doubts_heard = self.doubts_heard.max(marks.doubts);
+        if let Some(suspect) = &mut self.suspect
+            && let Some(heal) = marks.heal
+            && heal.nonce == suspect.nonce
+        {
+            suspect.heal_through = Some(heal.through);
+        }
+    }
+
+    /// What goes with a message.
+    pub(crate) fn marks(&self, to: ReplicaId, body: &Body<P>) -> Marks {
+        let (doubts, heal) = self.told.get(&to).copied().unwrap_or((self.doubts_heard, None));
+        let mark = |suspect: &Suspect| SuspectMark {
+            nonce: suspect.nonce,
+            needs_snapshot: suspect.suspicion == Suspicion::NeedsSnapshot,
+        };
+        Marks {
+            life: if matches!(body, Body::Vote { .. }) { self.config.boot } else { 0 },
+            doubts,
+            suspect: self.suspect.as_ref().map(mark),
+            heal,
+        }
+    }
+
+    pub(crate) fn suspect_status(&self) -> Option<SuspectStatus> {
+        self.suspect.map(|suspect| SuspectStatus {
+            suspicion: suspect.suspicion,
+            heal_through: suspect.heal_through,
+            can_heal: !self.configuration.is_sole_voter(self.id()),
+        })
+    }
+}
+
+impl<P: Payload> Raft<P> {
+    /// A suspect makes itself heard: whoever leads, perhaps a silent group, speaks to it, and learns of it.
+    pub(crate) fn knock(&mut self) {
+        self.become_follower(None);
+        let core = &mut self.core;
+        let others: Vec<ReplicaId> = core.configuration.all_voters().filter(|id| *id != core.id()).collect();
+        for to in others {
+            core.send(to, Body::Wake);
+        }
+    }
+
+    /// Becomes whole if all that it takes is durable here: the log, as far as the leader said, and the term with a
+    /// vote in it, so that it cannot be given again.
+    pub(crate) fn try_to_heal(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        let core = &mut self.core;
+        let Some(suspect) = core.suspect else { return };
+        let Some(through) = suspect.heal_through else { return };
+        let holds = suspect.matched >= through && core.log.durable() >= through;
+        if !holds || core.installing.is_some() || core.needs_snapshot() {
+            return;
+        }
+        core.log.set_commit(through);
+        if core.vote().is_none() {
+            core.set_vote(leader);
+        }
+        if core.vote_is_durable() {
+            core.suspect = None;
+            core.change(Change::Whole { term: core.term() });
+        }
+    }
+}
+
+/// A name for the `count`-th suspicion of a life: as unlikely to be given twice as the life's own.
+fn nonce(boot: u64, count: u64) -> u64 {
+    let mut mixed = boot ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    mixed ^ (mixed >> 32)
 }

@@ -45,6 +45,8 @@ pub(crate) struct Disk {
     /// A checkpoint; `start.index <= checkpoint.applied`.
     pub(crate) checkpoint: Machine,
     pub(crate) has_run: bool,
+    /// The flag of a replica that may have forgotten something.
+    pub(crate) suspect: Option<Suspicion>,
 }
 
 impl Disk {
@@ -84,7 +86,7 @@ impl Disk {
             last: self.last(),
             applied: self.checkpoint.applied,
             may_have_run_before: self.has_run,
-            suspect: None,
+            suspect: self.suspect,
         }
     }
 }
@@ -145,7 +147,8 @@ impl Replica {
         let mut write = self.writes.pop_front()?;
         if let Some(hard_state) = write.hard_state {
             let before = self.disk.hard_state;
-            assert!(hard_state.term >= before.term && hard_state.commit >= before.commit);
+            assert!(hard_state.term >= before.term);
+            assert!(hard_state.commit >= before.commit || self.disk.suspect.is_some());
             assert!(
                 hard_state.term > before.term || before.vote.is_none() || hard_state.vote == before.vote,
                 "a vote is given once in a term"
@@ -166,6 +169,9 @@ impl Replica {
     /// Applies all that may be applied; returns what was.
     pub(crate) fn apply(&mut self) -> Vec<Entry<Vec<u8>>> {
         let mut applied = Vec::new();
+        if self.disk.suspect == Some(Suspicion::NeedsSnapshot) {
+            return applied;
+        }
         while self.machine.applied < self.apply_through {
             let index = self.machine.applied.next();
             let entry = self.disk.entry(index).expect("only what is durable here is applied").clone();
@@ -180,6 +186,9 @@ impl Replica {
 
     /// Writes a checkpoint, and drops the log before it but for `keep` entries.
     pub(crate) fn checkpoint(&mut self, keep: u64) {
+        if self.disk.suspect == Some(Suspicion::NeedsSnapshot) {
+            return;
+        }
         self.disk.checkpoint = self.machine.clone();
         let first = Index((self.machine.applied.0 + 1).saturating_sub(keep).max(self.disk.start.index.0 + 1));
         let before = first.previous();
@@ -198,9 +207,17 @@ impl Replica {
         self.disk.start = machine.position();
         self.disk.entries.clear();
         self.disk.checkpoint = machine.clone();
+        self.disk.suspect = self.disk.suspect.map(|_| Suspicion::Forgetful);
         self.raft.snapshot_installed(now, SnapshotMeta { position: machine.position(), configuration });
         self.apply_through = machine.applied;
         self.machine = machine;
+    }
+
+    /// The driver takes note, durably, that this replica is whole again.
+    pub(crate) fn trusted(&mut self) {
+        if self.raft.status().suspect.is_none() {
+            self.disk.suspect = None;
+        }
     }
 
     /// What the log on disk, or on its way there, holds for a [`LogLoad`].

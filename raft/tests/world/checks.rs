@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use krita_raft::*;
 
-use crate::common::{Disk, Replica};
+use crate::common::Replica;
 
 /// What has been observed, against which everything later is held.
 #[derive(Default)]
@@ -62,21 +62,25 @@ impl Checks {
     }
 
     /// Whatever is committed is on the disks of a quorum, so that no crash loses it.
-    pub(crate) fn durability<'a>(
+    pub(crate) fn durability(
         &mut self,
         configuration: &Configuration,
-        disks: impl Iterator<Item = (ReplicaId, &'a Disk)>,
+        holds: impl Fn(ReplicaId, Index, Term) -> bool,
     ) {
         if self.durable_checked == self.committed.len() {
             return;
         }
-        let disks: BTreeMap<ReplicaId, &Disk> = disks.collect();
         for position in self.durable_checked..self.committed.len() {
             let (index, term) = (Index(position as u64 + 1), self.committed[position]);
-            let held = configuration.is_quorum(|id| disks[&id].holds(index, term));
+            let held = configuration.is_quorum(|id| holds(id, index, term));
             assert!(held, "entry {index} of term {term} is called committed, but is not durable on a quorum");
         }
         self.durable_checked = self.committed.len();
+    }
+
+    /// Somebody has less than it once had: all that is committed is looked at again.
+    pub(crate) fn durability_again(&mut self) {
+        self.durable_checked = 0;
     }
 
     /// State-machine safety: everyone applies the same at each index.
@@ -135,6 +139,7 @@ impl Checks {
         let greatest = replicas.iter().map(|replica| replica.machine.applied).max();
         for replica in &replicas {
             let behind = greatest.map_or(0, |greatest| greatest.0) - replica.machine.applied.0;
+            assert!(replica.raft.status().suspect.is_none(), "{} stays suspect", replica.id);
             assert!(behind < 20, "{} stays {behind} entries behind: {:?}", replica.id, replica.raft.status());
         }
     }

@@ -1,12 +1,14 @@
 //! The simulated world of one group: clocks, network, disks, faults and clients, all driven by one seed.
 
+mod amnesia;
 mod chance;
 mod checks;
+mod faults;
 mod reigns;
 mod totals;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use krita_raft::*;
@@ -54,6 +56,10 @@ enum Event {
     Restart,
     /// Nothing reaches this replica any more.
     Deafen,
+    /// The flag of a suspect that is whole again goes.
+    Trusted {
+        life: u64,
+    },
     /// The links of this replica are whole again.
     Join,
 }
@@ -74,6 +80,10 @@ struct Node {
     reads_ready: Vec<(ReadToken, Index)>,
     /// As a leader it crashes with one of the first acknowledgements: what it committed by then must last.
     falls_with_a_reply: bool,
+    /// What this replica once had, for as long as somebody may still count on it.
+    ghosts: Vec<Disk>,
+    /// Earlier states of its disk.
+    past: VecDeque<Disk>,
 }
 
 pub(crate) struct World {
@@ -98,6 +108,9 @@ pub(crate) struct World {
     totals: Totals,
     /// Set in the worlds of short reigns.
     short_reigns: Option<Random>,
+    /// Set in the worlds in which replicas lose their memory.
+    amnesia: Option<Random>,
+    lives: u64,
 }
 
 impl World {
@@ -122,6 +135,8 @@ impl World {
         let short_reigns = reigns::draw(seed, &mut base);
         let mut world = World {
             short_reigns,
+            amnesia: None,
+            lives: 0,
             verbose,
             now: 0,
             sequence: 0,
@@ -157,6 +172,8 @@ impl World {
                 reads: BTreeMap::new(),
                 reads_ready: Vec::new(),
                 falls_with_a_reply: false,
+                ghosts: Vec::new(),
+                past: VecDeque::new(),
             };
             world.nodes.insert(id, node);
             world.start(id);
@@ -189,8 +206,8 @@ impl World {
             if self.random.chance(75) {
                 self.pump(id);
             }
-            let disks = self.nodes.iter().map(|(id, node)| (*id, node.disk()));
-            self.checks.durability(&self.configuration, disks);
+            let nodes = &self.nodes;
+            self.checks.durability(&self.configuration, |id, index, term| nodes[&id].holds(index, term));
         }
         self.finish()
     }
@@ -217,6 +234,8 @@ impl World {
         let now = self.clock(id);
         let mut config = self.base.clone();
         config.id = id;
+        self.lives += 1;
+        config.boot = self.lives;
         let configuration = self.configuration.clone();
         let node = self.nodes.get_mut(&id).unwrap();
         let replica = Replica::start(config, configuration, std::mem::take(&mut node.disk), now);
@@ -261,6 +280,7 @@ impl World {
             Event::Restart => {
                 if self.nodes[&id].replica.is_none() {
                     self.say(|| format!("{id} restarts"));
+                    self.may_forget(id);
                     self.start(id);
                     self.tell_core_died(id);
                 }
@@ -269,8 +289,10 @@ impl World {
             Event::Tick => {
                 let delay = (5 + self.random.below(10)) * MILLISECOND;
                 self.at(delay, id, Event::Tick);
+                self.remember(id);
             }
             Event::Deliver(_)
+            | Event::Trusted { .. }
             | Event::WriteDone { .. }
             | Event::Loaded { .. }
             | Event::Snapshot { .. }
@@ -331,7 +353,11 @@ impl World {
                 replica.raft.peer_core_died(now, peer);
                 replica.raft.peer_unreachable(now, peer);
             }
-            Event::WriteDone { .. } | Event::Loaded { .. } | Event::Install { .. } => {}
+            Event::Trusted { life } if life == this_life => replica.trusted(),
+            Event::Trusted { .. }
+            | Event::WriteDone { .. }
+            | Event::Loaded { .. }
+            | Event::Install { .. } => {}
             Event::Client | Event::Fault | Event::Restart | Event::Deafen | Event::Join => {
                 unreachable!("handled above")
             }
@@ -378,6 +404,7 @@ impl World {
                     self.checks.elected(*term, id, &replica.raft);
                 }
             }
+            let whole = ready.changes.iter().any(|change| matches!(change, Change::Whole { .. }));
             let elected = ready.changes.iter().any(|change| matches!(change, Change::BecameLeader { .. }));
             self.checks.committed(&replica.raft);
             for outcome in &ready.reads {
@@ -398,6 +425,9 @@ impl World {
             }
             if elected {
                 self.begin_reign(id);
+            }
+            if whole {
+                self.is_whole(id);
             }
             self.send(ready.messages);
             for (to, entries) in loads {
@@ -540,126 +570,6 @@ impl World {
         }
     }
 
-    fn pick(&mut self) -> ReplicaId {
-        let ids: Vec<ReplicaId> = self.nodes.keys().copied().collect();
-        // Leaders are the more interesting victims.
-        let leader = ids.iter().copied().find(|id| {
-            self.nodes[id]
-                .replica
-                .as_ref()
-                .is_some_and(|replica| replica.raft.status().role == RoleKind::Leader)
-        });
-        match leader {
-            Some(leader) if self.random.chance(50) => leader,
-            _ => ids[self.random.below(ids.len() as u64) as usize],
-        }
-    }
-
-    fn fault(&mut self) {
-        if self.healed {
-            return;
-        }
-        let delay = (50 + self.random.below(self.fault_interval)) * MILLISECOND;
-        self.at(delay, ReplicaId(1), Event::Fault);
-        let id = self.pick();
-        let until = (100 + self.random.below(4000)) * MILLISECOND;
-        match self.random.below(20) {
-            10 => self.crash_all_but(id),
-            11 | 12 => self.bridge(id),
-            0 | 1 => {
-                self.crash(id);
-                self.at(until, id, Event::Restart);
-            }
-            2 => {
-                for id in self.nodes.keys().copied().collect::<Vec<_>>() {
-                    self.crash(id);
-                    let restart = until / 4 + self.random.below(200) * MILLISECOND;
-                    self.at(restart, id, Event::Restart);
-                }
-            }
-            3 => {
-                self.say(|| format!("{id} is paused for {} ms", until / MILLISECOND));
-                self.nodes.get_mut(&id).unwrap().paused_until = self.now + until;
-                if until > 1000 * MILLISECOND {
-                    self.tell_core_died(id);
-                }
-            }
-            4 | 5 => self.cut_links(id),
-            6 | 13..16 => {
-                self.say(|| "links are whole".to_string());
-                self.cut.clear();
-            }
-            7 => {
-                let node = self.nodes.get_mut(&id).unwrap();
-                node.write_time = [1, 3, 20, 200, 2500][self.random.below(5) as usize] * MILLISECOND;
-            }
-            8 | 16..19 => {
-                let now = self.clock(id);
-                let to = ReplicaId(1 + self.random.below(self.nodes.len() as u64));
-                if let Some(replica) = &mut self.nodes.get_mut(&id).unwrap().replica {
-                    let _ = replica.raft.transfer_leadership(now, to);
-                    self.pump(id);
-                }
-            }
-            _ => {
-                let now = self.clock(id);
-                let campaigns = self.random.chance(50);
-                if let Some(replica) = &mut self.nodes.get_mut(&id).unwrap().replica {
-                    if campaigns {
-                        let _ = replica.raft.campaign(now);
-                    } else {
-                        replica.raft.step_down(now);
-                    }
-                    self.pump(id);
-                }
-            }
-        }
-    }
-
-    /// Cuts off `id`, likely the leader, and restarts all others at once: none remembers what it promised.
-    fn crash_all_but(&mut self, id: ReplicaId) {
-        self.say(|| format!("{id} is cut off and all others crash"));
-        for other in self.nodes.keys().copied().filter(|other| *other != id).collect::<Vec<_>>() {
-            self.cut.insert((id, other));
-            self.cut.insert((other, id));
-            self.crash(other);
-            let restart = self.random.below(50) * MILLISECOND;
-            self.at(restart, other, Event::Restart);
-        }
-    }
-
-    /// Cuts `id`, likely the leader, from one other both ways; later nobody reaches it any more, though it still
-    /// reaches some.
-    fn bridge(&mut self, id: ReplicaId) {
-        let other = ReplicaId(1 + self.random.below(self.nodes.len() as u64));
-        if other == id {
-            return;
-        }
-        self.say(|| format!("{id} and {other} are cut from each other, and soon all from {id}"));
-        self.cut.insert((id, other));
-        self.cut.insert((other, id));
-        let delay = (1000 + self.random.below(1200)) * MILLISECOND;
-        self.at(delay, id, Event::Deafen);
-    }
-
-    /// Cuts a replica off, or some links in one direction or both.
-    fn cut_links(&mut self, id: ReplicaId) {
-        let ids: Vec<ReplicaId> = self.nodes.keys().copied().collect();
-        let whole = self.random.chance(60);
-        for other in ids.iter().copied().filter(|other| *other != id) {
-            if whole || self.random.chance(50) {
-                self.cut.insert((id, other));
-                if whole || self.random.chance(60) {
-                    self.cut.insert((other, id));
-                }
-                // The pair of cores notices.
-                self.at(1000 * MILLISECOND, other, Event::CoreDied { peer: id });
-                self.at(1000 * MILLISECOND, id, Event::CoreDied { peer: other });
-            }
-        }
-        self.say(|| format!("cut: {:?}", self.cut));
-    }
-
     fn heal(&mut self) {
         self.now = self.now.max(FAULTY);
         self.say(|| "all is healed".to_string());
@@ -694,5 +604,9 @@ impl World {
 impl Node {
     fn disk(&self) -> &Disk {
         self.replica.as_ref().map_or(&self.disk, |replica| &replica.disk)
+    }
+
+    fn holds(&self, index: Index, term: Term) -> bool {
+        self.disk().holds(index, term) || self.ghosts.iter().any(|ghost| ghost.holds(index, term))
     }
 }

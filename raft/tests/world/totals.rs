@@ -13,6 +13,9 @@ pub(crate) struct Totals {
     pub(crate) silences: u64,
     pub(crate) transfers: u64,
     pub(crate) log_loads: u64,
+    pub(crate) amnesias: u64,
+    pub(crate) damages: u64,
+    pub(crate) healed: u64,
 }
 
 impl Totals {
@@ -27,5 +30,8 @@ impl Totals {
         self.silences += other.silences;
         self.transfers += other.transfers;
         self.log_loads += other.log_loads;
+        self.amnesias += other.amnesias;
+        self.damages += other.damages;
+        self.healed += other.healed;
     }
 }
