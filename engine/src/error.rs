@@ -22,7 +22,7 @@ pub struct Corruption {
     pub sequences: Option<(u64, u64)>,
 }
 
-/// Damage found by [`crate::Store::scrub`], by what mends it.
+/// Damage found by [`crate::Store::scrub`] or by a read, by what mends it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Damage {
     /// A value. Got from a peer, it is mended by [`crate::Store::repair_value`].
@@ -36,10 +36,21 @@ pub enum Damage {
         /// Where.
         corruption: Corruption,
     },
-    /// A file of a shard's index: the replica must be filled anew.
-    Index {
+    /// The state of a shard's last checkpoint: a run of its index, or its meta data. The replica must be filled anew
+    /// by a snapshot.
+    State {
         /// Whose.
         shard: ShardId,
+        /// Where.
+        corruption: Corruption,
+    },
+    /// A part of the log that the shard's next start would have to read. A checkpoint of the shard makes it
+    /// unnecessary, unless entries are damaged that are not applied yet: then the replica is suspect.
+    Log {
+        /// Whose.
+        shard: ShardId,
+        /// The first and the last entry that cannot be read any more; none if no entry of this shard is damaged.
+        entries: Option<(Index, Index)>,
         /// Where.
         corruption: Corruption,
     },
@@ -59,6 +70,10 @@ pub enum OpenError {
     /// Acknowledged data is damaged. Nothing was changed on disk.
     #[error(transparent)]
     Corruption(#[from] Corruption),
+    /// The manifest is damaged or missing, with segments beside it: what the log holds cannot be told. Nothing was
+    /// changed on disk. Put the directory aside and start all its replicas anew, as suspects.
+    #[error("the manifest is lost: {0}")]
+    ManifestLost(Corruption),
     /// The directory holds something else: another log, or a format this version does not know.
     #[error("{}: {what}", path.display())]
     Mismatch {

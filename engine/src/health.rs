@@ -1,10 +1,11 @@
 //! The health of what is stored: scrubbing, mending single values, replicas that may have forgotten, and room.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use krita_runtime::{Runtime, TaskClass};
+use krita_runtime::{Notify, Runtime, TaskClass};
 
 use crate::error::{Damage, LogError, ReadError};
 use crate::inner::Inner;
@@ -15,10 +16,54 @@ use crate::types::{Headroom, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, ShardId, Slot, va
 
 /// Keys that a scrub looks at between two pauses.
 const SCRUB_PAGE: usize = 64;
+/// Damages that are kept until they are taken.
+const DAMAGES_MAX: usize = 256;
 /// Longest reason that is kept.
 const REASON_BYTES_MAX: usize = 512;
 
+/// Damage that was found, until somebody takes it.
+#[derive(Default)]
+pub(crate) struct Damages {
+    found: RefCell<Vec<Damage>>,
+    told: Notify,
+}
+
+impl Damages {
+    /// Keeps what was not known yet; false otherwise, or if there is too much.
+    pub(crate) fn add(&self, damage: Damage) -> bool {
+        let mut found = self.found.borrow_mut();
+        if found.len() >= DAMAGES_MAX || found.contains(&damage) {
+            return false;
+        }
+        found.push(damage);
+        self.told.notify();
+        true
+    }
+}
+
+impl<R: Runtime> Inner<R> {
+    /// Keeps damage for whoever mends it.
+    pub(crate) fn report(&self, damage: Damage) {
+        if self.damages.add(damage) {
+            self.statistics.borrow_mut().damages += 1;
+        }
+    }
+}
+
 impl<R: Runtime> Store<R> {
+    /// The damage that reads and scrubbing have found since this was last asked; at most some hundreds are kept. What
+    /// is not mended is found again.
+    pub fn take_damages(&self) -> Vec<Damage> {
+        self.inner.damages.found.take()
+    }
+
+    /// Waits until there is damage to take. For one task.
+    pub async fn damaged(&self) {
+        while self.inner.damages.found.borrow().is_empty() {
+            self.inner.damages.told.notified().await;
+        }
+    }
+
     /// Remembers, durably, that this replica may have forgotten what it acknowledged, until
     /// [`Store::clear_suspect`]: [`crate::RecoveredShard::suspect`] tells it after a restart.
     pub async fn mark_suspect(&self, shard: ShardId, reason: &str) -> Result<(), LogError> {
@@ -86,9 +131,10 @@ impl<R: Runtime> Store<R> {
             if let Err(ReadError::Corruption(corruption)) =
                 self.scrub_shard(shard, bytes_per_second.max(1), &mut damages).await
             {
-                damages.push(Damage::Index { shard, corruption });
+                damages.push(Damage::State { shard, corruption });
             }
         }
+        damages.iter().for_each(|damage| self.inner.report(damage.clone()));
         damages
     }
 

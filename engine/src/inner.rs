@@ -12,6 +12,7 @@ use crate::checkpoint::CheckpointIdentity;
 use crate::epochs::Epochs;
 use crate::error::LogError;
 use crate::gate::Gate;
+use crate::health::Damages;
 use crate::log::Log;
 use crate::manifest::{CheckpointFileRecord, Manifest, ManifestChange, ReplayRecord};
 use crate::segment::{self, Pins, SegmentHeader, Segments};
@@ -42,6 +43,8 @@ pub(crate) struct Inner<R: Runtime> {
     /// The number for the next checkpoint file or floor.
     pub(crate) next_number: Cell<u64>,
     pub(crate) statistics: RefCell<Statistics>,
+    /// Damage that nobody has taken yet.
+    pub(crate) damages: Damages,
     /// Bytes free on the file system when that was last asked.
     pub(crate) available: Cell<u64>,
     /// The last handle is gone.
@@ -82,6 +85,7 @@ impl<R: Runtime> Inner<R> {
             poison: RefCell::new(None),
             next_number: Cell::new(parts.next_number),
             statistics: RefCell::default(),
+            damages: Damages::default(),
             available: Cell::new(u64::MAX),
             closed: Cell::new(false),
             tasks: Cell::new(0),

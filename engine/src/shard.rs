@@ -11,6 +11,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use crate::error::Corruption;
 use crate::index_in_memory::KeyIndex;
 use crate::segment::Pin;
 use crate::types::{
@@ -69,6 +70,8 @@ pub(crate) struct Shard {
     pub(crate) closing: bool,
     /// Why this replica may have forgotten what it acknowledged. As durable.
     pub(crate) suspect: Option<String>,
+    /// What is wrong with the durable checkpoint, if something is: the index is empty then, and means nothing.
+    pub(crate) damaged: Option<Corruption>,
 }
 
 impl Shard {
@@ -95,6 +98,7 @@ impl Shard {
             gap: false,
             closing: false,
             suspect: None,
+            damaged: None,
         }
     }
 
@@ -218,6 +222,7 @@ impl Shard {
             terms,
             last_index: self.last(),
             suspect: self.suspect.clone(),
+            state_damaged: self.damaged.is_some(),
         }
     }
 }

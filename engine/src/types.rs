@@ -221,6 +221,10 @@ pub struct RecoveredShard {
     /// Why this replica may have forgotten what it acknowledged, if it may have; see
     /// [`crate::Store::mark_suspect`].
     pub suspect: Option<String>,
+    /// The state as of the checkpoint is damaged or missing; `suspect` says how. Reads of its keys, checkpoints and
+    /// snapshots of the shard are refused until a snapshot, of whatever index, has been installed. `checkpoint` tells
+    /// index and term; its configuration and machine part may be empty. The entries behind it are what was found.
+    pub state_damaged: bool,
 }
 
 /// What memory knows of a key's version.
@@ -398,6 +402,12 @@ pub struct Statistics {
     pub cache_misses: u64,
     /// Bytes that wait in the write queue.
     pub queue_bytes: u64,
+    /// Bytes that scrubbing has read.
+    pub scrub_bytes: u64,
+    /// Passes that scrubbing has ended.
+    pub scrub_passes: u64,
+    /// Damages found, by scrubbing and by reads.
+    pub damages: u64,
 }
 
 /// A batch, and a segment at or before which it begins.

@@ -255,6 +255,7 @@ fn recovered_fresh(shard: &NewShard) -> RecoveredShard {
         terms: Vec::new(),
         last_index: shard.meta.applied,
         suspect: None,
+        state_damaged: false,
     }
 }
 
