@@ -8,6 +8,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is the one place where tests touch the real machine")]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -20,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kritaclient::Options;
+use kritaclient::blocking::Client;
 
 /// How long the start of a cluster may take, and its forming.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -96,6 +98,11 @@ impl TestDirectory {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("krita-{name}-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).expect("the directory for temporary files is writable");
+        Self(path)
+    }
+
+    /// This one, which is there already.
+    pub fn at(path: PathBuf) -> Self {
         Self(path)
     }
 
@@ -195,6 +202,10 @@ fn read_all(pipe: &mut impl Read) -> Vec<u8> {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Option<Child>>,
+    /// Where each node keeps its data.
+    data: Vec<PathBuf>,
+    /// Settings that all nodes are started with, as variables.
+    settings: Vec<(String, String)>,
     base_port: u16,
     cluster_name: String,
     token: String,
@@ -211,9 +222,16 @@ impl Cluster {
     /// # Panics
     /// If it does not become healthy in time.
     pub fn start(nodes: u16) -> Self {
+        Self::start_in(TestDirectory::new("cluster"), nodes, &[])
+    }
+
+    /// The same in a directory of the test's choice, with settings (`("KRITA_...", value)`) of its own.
+    ///
+    /// # Panics
+    /// If it does not become healthy in time.
+    pub fn start_in(directory: TestDirectory, nodes: u16, settings: &[(&str, &str)]) -> Self {
         // A test that failed leaves nothing behind that another could trip over.
         let alone = ONE_CLUSTER_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = TestDirectory::new("cluster");
         let base_port = free_ports(nodes);
         lay_out(directory.path(), nodes, base_port);
         let configuration = read_text(&directory.path().join("node1/krita.yaml"));
@@ -225,6 +243,8 @@ impl Cluster {
         let token = read_text(&directory.path().join("admin.token")).trim().to_owned();
         let mut cluster = Self {
             nodes: (0..nodes).map(|_| None).collect(),
+            data: (1..=nodes).map(|node| directory.path().join(format!("node{node}/data"))).collect(),
+            settings: settings.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             base_port,
             cluster_name,
             token,
@@ -278,6 +298,16 @@ impl Cluster {
         self.directory.path().join("certs")
     }
 
+    /// Where a node keeps its data.
+    pub fn data_directory(&self, node: u16) -> &Path {
+        &self.data[usize::from(node) - 1]
+    }
+
+    /// Lets a node keep its data elsewhere from its next start on. What is there is not moved.
+    pub fn set_data_directory(&mut self, node: u16, directory: PathBuf) {
+        self.data[usize::from(node) - 1] = directory;
+    }
+
     /// Starts a node that is not running.
     ///
     /// # Panics
@@ -287,7 +317,8 @@ impl Cluster {
         let mut command = Command::new(command_path("kritad"));
         command.current_dir(&folder).stdin(Stdio::null());
         command.env("KRITA_TLS_CERT_PATH", self.certificates());
-        command.env("KRITA_DATA_DIRECTORY", folder.join("data"));
+        command.env("KRITA_DATA_DIRECTORY", self.data_directory(node));
+        command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         log_to(&mut command, &folder.join("test.log"));
         let slot = &mut self.nodes[usize::from(node) - 1];
         assert!(slot.is_none(), "node {node} is running");
@@ -319,6 +350,15 @@ impl Cluster {
         status.code()
     }
 
+    /// The exit code of a node that has ended by itself; `Some(None)` if a signal ended it. It may then be started
+    /// again.
+    pub fn ended(&mut self, node: u16) -> Option<Option<i32>> {
+        let slot = &mut self.nodes[usize::from(node) - 1];
+        let status = slot.as_mut()?.try_wait().ok().flatten()?;
+        *slot = None;
+        Some(status.code())
+    }
+
     /// Whether a node's process runs.
     pub fn is_running(&mut self, node: u16) -> bool {
         let child = self.nodes[usize::from(node) - 1].as_mut();
@@ -338,6 +378,33 @@ impl Cluster {
             healthy
         });
         healthy.unwrap_or_else(|error| panic!("{error}; the last answer: {last:?}"));
+    }
+
+    /// Waits until all replicas of each shard have applied the same entries, and asserts that they hold the same.
+    ///
+    /// # Panics
+    /// If they do not within `limit`, or differ.
+    pub fn await_equal_replicas(&self, client: &Client, limit: Duration) {
+        let mut last = BTreeMap::new();
+        let equal = wait_until("all replicas have applied the same", limit, || {
+            // Shard to the states of its replicas, as (applied index, hash).
+            let mut states: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
+            for node in self.numbers() {
+                for shard in client.node_status(&self.address(node)).ok()?.shards {
+                    states.entry(shard.shard).or_default().push((shard.applied_index, shard.state_hash));
+                }
+            }
+            let complete = states.values().all(|states| states.len() == self.nodes.len());
+            let applied_the_same =
+                states.values().all(|states| states.iter().all(|state| state.0 == states[0].0));
+            let done = complete && applied_the_same && !states.is_empty();
+            last = states;
+            done.then_some(())
+        });
+        equal.unwrap_or_else(|error| panic!("{error}; the last states: {last:?}"));
+        let differing: Vec<_> =
+            last.iter().filter(|(_, states)| states.iter().any(|state| *state != states[0])).collect();
+        assert!(differing.is_empty(), "replicas differ: {differing:?}");
     }
 
     /// Runs `kritaclient` against one node.
