@@ -48,9 +48,10 @@ impl Leader {
                 self.doubt(core, from, mark);
                 false
             }
-            // It is whole, having held what it was told to hold.
+            // It is whole, holding what it was told to hold. What it said as a suspect and comes later is old news.
             (None, Some(Doubted { heal: Some(_), .. })) => {
                 progress.doubted = None;
+                progress.doubts += 1;
                 core.told.insert(from, (progress.doubts, None));
                 true
             }

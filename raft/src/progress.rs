@@ -21,7 +21,7 @@ pub(crate) struct Progress {
     pub(crate) acknowledged: Round,
     /// When it was last heard, in this term.
     pub(crate) heard_at: Time,
-    /// How often it was found to be suspect in this term.
+    /// How often it was found to be suspect, or whole again, in this term.
     pub(crate) doubts: u64,
     /// It is suspect, and counts for nothing.
     pub(crate) doubted: Option<Doubted>,

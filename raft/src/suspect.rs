@@ -27,8 +27,8 @@ pub struct Marks {
     /// Of a request for a vote: the life of the candidate ([`Config::boot`](crate::Config::boot)); of its answer: the
     /// life that asked. 0 otherwise.
     pub life: u64,
-    /// Of a leader's messages: how often it has learnt, in its term, that the receiver is suspect. Of answers: the
-    /// greatest such number that the sender has heard in this term.
+    /// Of a leader's messages: how often it has learnt, in its term, that the receiver is suspect, or is not any more. Of
+    /// answers: the greatest such number that the sender has heard in this term.
     pub doubts: u64,
     /// The sender is suspect.
     pub suspect: Option<SuspectMark>,

@@ -166,6 +166,18 @@ impl Replica {
         Some(write)
     }
 
+    /// The disk as it will be once all that is on its way has arrived.
+    pub(crate) fn disk_soon(&self) -> Disk {
+        let mut disk = self.disk.clone();
+        for write in &self.writes {
+            if let Some(after) = write.truncate_after {
+                disk.truncate(after);
+            }
+            disk.entries.extend(write.entries.iter().cloned());
+        }
+        disk
+    }
+
     /// Applies all that may be applied; returns what was.
     pub(crate) fn apply(&mut self) -> Vec<Entry<Vec<u8>>> {
         let mut applied = Vec::new();

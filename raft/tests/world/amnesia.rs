@@ -3,11 +3,34 @@
 //! finds its state damaged. At any time these are a minority. Their chance is their own, so that the other worlds
 //! stay as they are.
 
+use std::collections::BTreeSet;
+
 use krita_raft::*;
 
 use super::chance::Random;
-use super::{Event, MILLISECOND, World};
+use super::{Event, MILLISECOND, Node, World};
 use crate::common::Disk;
+
+/// What drives such a world.
+pub(super) struct Amnesia {
+    chance: Random,
+    /// These will certainly have lost their memory when they restart.
+    forgetting: BTreeSet<ReplicaId>,
+}
+
+/// A step of a plot against the group: what makes a lost memory matter.
+pub(super) enum Plot {
+    /// It crashes and is back in a moment, without its memory.
+    Forget,
+    /// As that, and from then on it hears this replica, and nobody else.
+    Defect { to: ReplicaId },
+    /// It crashes, for longer.
+    Fall,
+    /// Nobody hears it, and it hears nobody.
+    Isolate,
+    /// All links are whole, and all disks quick.
+    End,
+}
 
 /// Earlier states of a disk that are kept.
 const PAST_MAX: usize = 6;
@@ -16,14 +39,15 @@ impl World {
     /// A world in which replicas lose their memory.
     pub(crate) fn forgetful(seed: u64, verbose: bool) -> Self {
         let mut world = World::new(seed, verbose);
-        world.amnesia = Some(Random(seed.wrapping_mul(0xa076_1d64_78bd_642f)));
+        let chance = Random(seed.wrapping_mul(0xa076_1d64_78bd_642f));
+        world.amnesia = Some(Amnesia { chance, forgetting: BTreeSet::new() });
         world
     }
 
     /// Keeps, now and then, what the disk holds, for it to come back one day.
     pub(super) fn remember(&mut self, id: ReplicaId) {
-        let Some(chance) = &mut self.amnesia else { return };
-        if self.healed || !chance.chance(1) {
+        let Some(amnesia) = &mut self.amnesia else { return };
+        if self.healed || !amnesia.chance.chance(1) {
             return;
         }
         let node = self.nodes.get_mut(&id).unwrap();
@@ -45,12 +69,13 @@ impl World {
     /// A replica that restarts may have lost some of what it had.
     pub(super) fn may_forget(&mut self, id: ReplicaId) {
         let allowed = self.may_be_suspect(id);
-        let Some(chance) = self.amnesia.as_mut().filter(|_| !self.healed && allowed) else { return };
-        if !chance.chance(50) {
+        let Some(amnesia) = self.amnesia.as_mut().filter(|_| !self.healed && allowed) else { return };
+        let chance = &mut amnesia.chance;
+        if !amnesia.forgetting.remove(&id) && !chance.chance(50) {
             return;
         }
         let node = self.nodes.get_mut(&id).unwrap();
-        node.ghosts.push(node.disk.clone());
+        node.ghost.get_or_insert(node.disk.clone());
         let hard_states = [node.disk.hard_state, HardState::default()];
         let disk = &mut node.disk;
         disk.suspect = Some(disk.suspect.unwrap_or(Suspicion::Forgetful));
@@ -85,11 +110,14 @@ impl World {
     pub(super) fn may_be_damaged(&mut self, id: ReplicaId) {
         let allowed = self.may_be_suspect(id);
         let now = self.clock(id);
-        let Some(chance) = self.amnesia.as_mut().filter(|_| !self.healed && allowed) else { return };
+        let Some(amnesia) = self.amnesia.as_mut().filter(|_| !self.healed && allowed) else { return };
+        let chance = &mut amnesia.chance;
         let (happens, all) = (chance.chance(15), chance.chance(70));
+        self.pump(id);
         let node = self.nodes.get_mut(&id).unwrap();
         let Some(replica) = node.replica.as_mut().filter(|_| happens) else { return };
-        node.ghosts.push(replica.disk.clone());
+        // What is on its way to the disk may still be acknowledged.
+        node.ghost.get_or_insert(replica.disk_soon());
         let suspicion = if all { Suspicion::NeedsSnapshot } else { Suspicion::Forgetful };
         let suspicion = if replica.disk.suspect == Some(Suspicion::NeedsSnapshot) {
             Suspicion::NeedsSnapshot
@@ -110,13 +138,118 @@ impl World {
         self.pump(id);
     }
 
+    /// Begins a plot, sometimes, against whoever leads.
+    pub(super) fn may_plot(&mut self) {
+        let leads = |node: &Node| {
+            node.replica.as_ref().is_some_and(|replica| replica.raft.status().role == RoleKind::Leader)
+        };
+        let Some(leader) = self.nodes.iter().find(|(_, node)| leads(node)).map(|(id, _)| *id) else { return };
+        let mut others = self.configuration.voters.clone();
+        others.remove(&leader);
+        let others: Vec<ReplicaId> = others.into_iter().collect();
+        let Some(amnesia) = self.amnesia.as_mut().filter(|_| !self.healed) else { return };
+        let chance = &mut amnesia.chance;
+        if others.len() < 2 || !chance.chance(40) {
+            return;
+        }
+        let first = chance.below(others.len() as u64) as usize;
+        let others: Vec<ReplicaId> = others[first..].iter().chain(&others[..first]).copied().collect();
+        let victims = &others[..others.len() / 2];
+        match chance.chance(60) {
+            true => self.plot_by_slow_disks(leader, victims),
+            false => self.plot_by_transfer(leader, victims, others[others.len() - 1]),
+        }
+    }
+
+    /// Entries commit by what the victims say, since the other disks are slow; then the victims forget, and the
+    /// leader is gone.
+    fn plot_by_slow_disks(&mut self, leader: ReplicaId, victims: &[ReplicaId]) {
+        self.say(|| format!("a plot by slow disks against {leader}, {victims:?} will forget"));
+        let Some(Amnesia { chance, .. }) = &mut self.amnesia else { return };
+        let slow_leader = chance.chance(40);
+        for (id, node) in &mut self.nodes {
+            let is_slow = !victims.contains(id) && (*id != leader || slow_leader);
+            node.write_time = if is_slow { 300 + chance.below(2000) } else { 1 } * MILLISECOND;
+        }
+        let forget = 50 + chance.below(700);
+        let fate = forget + chance.below(900);
+        let (falls, is_cut) = (chance.chance(50), chance.chance(50));
+        for victim in victims {
+            self.at(forget * MILLISECOND, *victim, Event::Plot(Plot::Forget));
+        }
+        if falls {
+            self.at(fate * MILLISECOND, leader, Event::Plot(Plot::Fall));
+        } else if is_cut {
+            self.at(fate * MILLISECOND, leader, Event::Plot(Plot::Isolate));
+        }
+        self.at(3000 * MILLISECOND, leader, Event::Plot(Plot::End));
+    }
+
+    /// The leader hands over, and does not hear that it worked; then the victims, who did, forget it, and hear the
+    /// old leader alone.
+    fn plot_by_transfer(&mut self, leader: ReplicaId, victims: &[ReplicaId], heir: ReplicaId) {
+        self.say(|| format!("a plot by transfer from {leader} to {heir}, {victims:?} will forget"));
+        let now = self.clock(leader);
+        for node in self.nodes.values_mut() {
+            node.write_time = MILLISECOND;
+        }
+        if let Some(replica) = &mut self.nodes.get_mut(&leader).unwrap().replica {
+            let _ = replica.raft.transfer_leadership(now, heir);
+        }
+        self.pump(leader);
+        let Some(Amnesia { chance, .. }) = &mut self.amnesia else { return };
+        let isolate = chance.below(1 + 2 * self.delay_max / MILLISECOND);
+        let defect = isolate + 50 + chance.below(300);
+        self.at(isolate * MILLISECOND, leader, Event::Plot(Plot::Isolate));
+        for victim in victims {
+            self.at(defect * MILLISECOND, *victim, Event::Plot(Plot::Defect { to: leader }));
+        }
+        self.at((defect + 2000) * MILLISECOND, leader, Event::Plot(Plot::End));
+    }
+
+    /// A step of a plot comes to pass.
+    pub(super) fn plot(&mut self, id: ReplicaId, plot: Plot) {
+        if self.healed {
+            return;
+        }
+        let others: Vec<ReplicaId> = self.nodes.keys().copied().filter(|other| *other != id).collect();
+        match plot {
+            Plot::Forget | Plot::Defect { .. } => {
+                let Some(amnesia) = &mut self.amnesia else { return };
+                amnesia.forgetting.insert(id);
+                let restart = 1 + amnesia.chance.below(8);
+                self.crash(id);
+                self.at(restart * MILLISECOND, id, Event::Restart);
+                if let Plot::Defect { to } = plot {
+                    self.cut.extend(others.into_iter().flat_map(|other| [(id, other), (other, id)]));
+                    self.cut.remove(&(id, to));
+                    self.cut.remove(&(to, id));
+                }
+            }
+            Plot::Fall => {
+                self.crash(id);
+                self.at(2000 * MILLISECOND, id, Event::Restart);
+            }
+            Plot::Isolate => {
+                self.cut.extend(others.into_iter().flat_map(|other| [(id, other), (other, id)]));
+            }
+            Plot::End => {
+                self.say(|| "the plot is over".to_string());
+                self.cut.clear();
+                for node in self.nodes.values_mut() {
+                    node.write_time = MILLISECOND;
+                }
+            }
+        }
+    }
+
     /// A suspect has become whole: it counts by what its disk holds, and by nothing else.
     pub(super) fn is_whole(&mut self, id: ReplicaId) {
         self.totals.healed += 1;
-        let Some(chance) = &mut self.amnesia else { return };
-        let delay = chance.below(300) * MILLISECOND;
+        let Some(amnesia) = &mut self.amnesia else { return };
+        let delay = amnesia.chance.below(300) * MILLISECOND;
         let node = self.nodes.get_mut(&id).unwrap();
-        node.ghosts.clear();
+        node.ghost = None;
         let life = node.life;
         self.checks.durability_again();
         self.at(delay, id, Event::Trusted { life });

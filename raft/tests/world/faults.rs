@@ -28,6 +28,7 @@ impl World {
         self.at(delay, ReplicaId(1), Event::Fault);
         let id = self.pick();
         self.may_be_damaged(id);
+        self.may_plot();
         let until = (100 + self.random.below(4000)) * MILLISECOND;
         match self.random.below(20) {
             10 => self.crash_all_but(id),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use krita_raft::*;
 
 use crate::common::{Disk, Machine, Replica};
+use amnesia::{Amnesia, Plot};
 use chance::Random;
 use checks::Checks;
 pub(crate) use totals::Totals;
@@ -56,6 +57,7 @@ enum Event {
     Restart,
     /// Nothing reaches this replica any more.
     Deafen,
+    Plot(Plot),
     /// The flag of a suspect that is whole again goes.
     Trusted {
         life: u64,
@@ -80,8 +82,8 @@ struct Node {
     reads_ready: Vec<(ReadToken, Index)>,
     /// As a leader it crashes with one of the first acknowledgements: what it committed by then must last.
     falls_with_a_reply: bool,
-    /// What this replica once had, for as long as somebody may still count on it.
-    ghosts: Vec<Disk>,
+    /// What this replica had when it was whole last, if it is not: that much somebody may still count on.
+    ghost: Option<Disk>,
     /// Earlier states of its disk.
     past: VecDeque<Disk>,
 }
@@ -109,7 +111,7 @@ pub(crate) struct World {
     /// Set in the worlds of short reigns.
     short_reigns: Option<Random>,
     /// Set in the worlds in which replicas lose their memory.
-    amnesia: Option<Random>,
+    amnesia: Option<Amnesia>,
     lives: u64,
 }
 
@@ -172,7 +174,7 @@ impl World {
                 reads: BTreeMap::new(),
                 reads_ready: Vec::new(),
                 falls_with_a_reply: false,
-                ghosts: Vec::new(),
+                ghost: None,
                 past: VecDeque::new(),
             };
             world.nodes.insert(id, node);
@@ -238,6 +240,10 @@ impl World {
         config.boot = self.lives;
         let configuration = self.configuration.clone();
         let node = self.nodes.get_mut(&id).unwrap();
+        if node.disk.suspect.is_some() && node.ghost.is_none() {
+            // Whole, but its driver had not taken note of that.
+            node.ghost = Some(node.disk.clone());
+        }
         let replica = Replica::start(config, configuration, std::mem::take(&mut node.disk), now);
         node.replica = Some(replica);
         node.write_busy = false;
@@ -269,6 +275,7 @@ impl World {
         match event {
             Event::Client => return self.client(),
             Event::Fault => return self.fault(),
+            Event::Plot(plot) => return self.plot(id, plot),
             Event::Join => return self.cut.retain(|(from, to)| *from != id && *to != id),
             Event::Deafen => {
                 if !self.healed {
@@ -358,7 +365,7 @@ impl World {
             | Event::WriteDone { .. }
             | Event::Loaded { .. }
             | Event::Install { .. } => {}
-            Event::Client | Event::Fault | Event::Restart | Event::Deafen | Event::Join => {
+            Event::Client | Event::Fault | Event::Plot(_) | Event::Restart | Event::Deafen | Event::Join => {
                 unreachable!("handled above")
             }
         }
@@ -595,6 +602,9 @@ impl World {
         for id in &ids {
             self.apply(*id);
         }
+        for node in self.nodes.values() {
+            self.say(|| format!("{:?}", node.replica.as_ref().map(|replica| replica.raft.status())));
+        }
         let replicas = self.nodes.values().filter_map(|node| node.replica.as_ref());
         self.checks.finished(replicas, FAULTY + HEALED);
         self.totals
@@ -607,6 +617,6 @@ impl Node {
     }
 
     fn holds(&self, index: Index, term: Term) -> bool {
-        self.disk().holds(index, term) || self.ghosts.iter().any(|ghost| ghost.holds(index, term))
+        self.ghost.as_ref().unwrap_or(self.disk()).holds(index, term)
     }
 }

@@ -26,7 +26,10 @@ pub(super) fn is_acknowledgement(message: &Message<Vec<u8>>) -> bool {
 impl Event {
     /// Happens whether or not the replica's process is paused.
     pub(super) fn is_outside(&self) -> bool {
-        matches!(self, Event::Client | Event::Fault | Event::Restart | Event::Deafen | Event::Join)
+        matches!(
+            self,
+            Event::Client | Event::Fault | Event::Plot(_) | Event::Restart | Event::Deafen | Event::Join
+        )
     }
 }
 
