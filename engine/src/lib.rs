@@ -85,6 +85,7 @@ mod inner;
 pub mod inspect;
 mod log;
 mod manifest;
+mod mark;
 #[allow(dead_code, reason = "the index that is made of runs comes next")]
 mod packed;
 mod publish;
@@ -104,6 +105,7 @@ mod tests_format;
 mod types;
 
 pub use error::{Corruption, Damage, LogError, OpenError, ReadError};
+pub use mark::LogMark;
 pub use snapshot::{Installer, SnapshotSource};
 pub use store::{NewShard, Store, open};
 pub use submission::Batch;

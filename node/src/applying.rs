@@ -58,7 +58,7 @@ impl KeyVersions for Known<'_> {
 impl<R: Runtime> Replica<R> {
     /// Applies what may be applied, up to a slice, from the entries in memory.
     pub(crate) fn apply(&mut self) -> Applied {
-        if self.apply_paused || self.hold_output || self.stopped.is_some() {
+        if self.apply_paused || self.hold_output || self.stopped.is_some() || self.is_quarantined() {
             return Applied::All;
         }
         let through = self.apply_through;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use krita_raft::{ReplicaId, ReplicationMode, Term};
+use krita_engine::LogError;
+use krita_raft::{ReplicaId, ReplicationMode, Suspicion, Term};
 use krita_runtime::{Instant, Runtime};
 
 use crate::core::{Core, Serving};
@@ -139,6 +140,9 @@ impl<R: Runtime> Core<R> {
         if let Err(error) = store.checkpoint(shard, meta).await {
             // The log keeps what the checkpoint would have freed; a poisoned log ends the node by itself.
             tracing::warn!(shard = shard.0, %error, "checkpoint failed");
+            if let LogError::Corruption(corruption) = &error {
+                self.suspect(shard.0, Suspicion::NeedsSnapshot, &corruption.to_string());
+            }
             return;
         }
         self.with_replica(shard.0, |replica| self.tell_first_index(replica));

@@ -257,6 +257,7 @@ impl<R: Runtime> Core<R> {
                 }
             }
             CoreMessage::Raft { node_number, messages } => self.step_messages(node_number, messages),
+            CoreMessage::Remembered { from, remembered } => self.on_remembered(from, &remembered),
             CoreMessage::Serve(serve) => self.begin_serving(serve),
             CoreMessage::Finish => self.finish(),
             CoreMessage::FormingStatus { state, problems } => {

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use krita_engine::{Batch, LogError, Store};
-use krita_raft::{Entry, Index, LogLoad, Message, Ready, ReadyNumber, Term};
+use krita_engine::{Batch, LogError, LogMark, ReadError, Store};
+use krita_raft::{Entry, Index, LogLoad, Message, Ready, ReadyNumber, Suspicion, Term};
 use krita_runtime::{Runtime, TaskClass};
 
 use crate::applying::Applied;
@@ -33,11 +33,25 @@ const IO_ATTEMPTS_MAX: u32 = 25;
 /// One log of this core, and what is on its way to it.
 pub(crate) struct LogWriter<R: Runtime> {
     pub(crate) store: Store<R>,
+    /// The number of the log.
+    pub(crate) number: u16,
+    /// How far it was durable when it was opened.
+    pub(crate) found: LogMark,
+    /// Its files were made anew at this start, in place of damaged or missing ones.
+    pub(crate) was_replaced: bool,
     /// What the next write will hold.
     batch: Batch,
     /// Who waits for the next write.
     waiting: Vec<Waiting>,
     in_flight: bool,
+}
+
+/// A log as it was opened.
+pub(crate) struct OpenedLog<R: Runtime> {
+    pub(crate) store: Store<R>,
+    pub(crate) number: u16,
+    pub(crate) found: LogMark,
+    pub(crate) was_replaced: bool,
 }
 
 /// A Ready that is durable once the batch is.
@@ -48,9 +62,10 @@ struct Waiting {
 }
 
 impl<R: Runtime> LogWriter<R> {
-    pub(crate) fn new(store: Store<R>) -> Self {
+    pub(crate) fn new(opened: OpenedLog<R>) -> Self {
+        let OpenedLog { store, number, found, was_replaced } = opened;
         let batch = store.batch();
-        Self { store, batch, waiting: Vec::new(), in_flight: false }
+        Self { store, number, found, was_replaced, batch, waiting: Vec::new(), in_flight: false }
     }
 }
 
@@ -100,6 +115,9 @@ impl<R: Runtime> Core<R> {
         for _ in 0..ROUNDS_MAX {
             while let Some(ready) = replica.ready() {
                 self.take_ready(replica, &mut logs[replica.log], ready);
+            }
+            if std::mem::take(&mut replica.is_doubt_new) {
+                self.record_doubt(replica);
             }
             let before = replica.applied;
             match replica.apply() {
@@ -214,6 +232,8 @@ impl<R: Runtime> Core<R> {
                 return self.give_up(format!("log write failed: {error}"));
             }
         }
+        // What is acknowledged now must not leave without it.
+        self.publish_log_marks();
         let now = raft_time(self.runtime.now());
         let mut guard = self.serving.borrow_mut();
         let Some(serving) = guard.as_mut() else { return };
@@ -241,7 +261,7 @@ impl<R: Runtime> Core<R> {
                 replica.apply_paused = false;
                 match entries {
                     // A snapshot is replacing what the store holds, or has already: asked for again if need be.
-                    _ if replica.hold_output => {}
+                    _ if replica.hold_output || replica.is_quarantined() => {}
                     // Or a snapshot has replaced the log while it was read.
                     Ok(entries) if replica.applied.next() == from => {
                         let waits_for = replica.apply_entries(&entries);
@@ -250,7 +270,12 @@ impl<R: Runtime> Core<R> {
                         }
                     }
                     Ok(_) => {}
-                    Err(reason) if replica.applied.next() == from => replica.stop(reason),
+                    Err(LoadError::Unreadable(reason)) if replica.applied.next() == from => {
+                        if !core.suspect_replica(replica, Suspicion::NeedsSnapshot, &reason) {
+                            replica.stop(reason);
+                        }
+                    }
+                    Err(LoadError::Unknown(reason)) if replica.applied.next() == from => replica.stop(reason),
                     Err(_) => {}
                 }
             });
@@ -270,7 +295,9 @@ impl<R: Runtime> Core<R> {
                 match fetched {
                     // A snapshot is replacing what the store holds, or has already: nothing is missing any more.
                     Err(error) if !replica.hold_output && replica.applied.next() == from => {
-                        replica.stop(format!("the index of shard {shard} cannot be read: {error}"));
+                        if !core.on_index_error(replica, &error) {
+                            replica.stop(format!("the index of shard {shard} cannot be read: {error}"));
+                        }
                     }
                     Ok(()) | Err(_) => {}
                 }
@@ -287,7 +314,11 @@ impl<R: Runtime> Core<R> {
                 let now = raft_time(core.runtime.now());
                 match entries {
                     Ok(entries) if !entries.is_empty() => replica.raft.log_loaded(now, load.to, entries),
-                    _ => {
+                    // What nobody can be sent any more would not survive a restart here either.
+                    Err(LoadError::Unreadable(reason)) => {
+                        core.suspect_replica(replica, Suspicion::NeedsSnapshot, &reason);
+                    }
+                    Ok(_) | Err(_) => {
                         // The log keeps what it can, and may have let go of more since Raft was last told. Raft
                         // must know, or it would ask for the same in vain instead of sending a snapshot.
                         core.tell_first_index(replica);
@@ -318,20 +349,34 @@ impl<R: Runtime> Core<R> {
     }
 }
 
+/// Why entries could not be read.
+enum LoadError {
+    /// The device does not give back what was written.
+    Unreadable(String),
+    /// They are not of this version.
+    Unknown(String),
+    /// They are not there, or not for now.
+    Gone,
+}
+
 async fn read_entries<R: Runtime>(
     store: &Store<R>,
     shard: u32,
     from: Index,
     through: Index,
     bytes_max: usize,
-) -> Result<Vec<Entry<Payload>>, String> {
+) -> Result<Vec<Entry<Payload>>, LoadError> {
     let engine_shard = krita_engine::ShardId(shard);
     let (from, through) = (krita_engine::Index(from.0), krita_engine::Index(through.0));
-    let records = store
-        .read_entries(engine_shard, from, through, bytes_max)
-        .await
-        .map_err(|error| error.to_string())?;
-    records.into_iter().map(raft_entry).collect()
+    let records =
+        store.read_entries(engine_shard, from, through, bytes_max).await.map_err(|error| match error {
+            ReadError::Corruption(_) | ReadError::Io { .. } => LoadError::Unreadable(error.to_string()),
+            ReadError::UnknownShard(_)
+            | ReadError::Compacted { .. }
+            | ReadError::Stale
+            | ReadError::Closed => LoadError::Gone,
+        })?;
+    records.into_iter().map(raft_entry).collect::<Result<_, _>>().map_err(LoadError::Unknown)
 }
 
 fn raft_entry(record: krita_engine::EntryRecord) -> Result<Entry<Payload>, String> {

@@ -8,7 +8,8 @@
 //!   replicas come to life.
 //! - `server`, `request`, `router`, `responder`: a request's way in, to its shard, and its answer's way out.
 //! - `replica`: where Raft, the store and the state machine meet; `applying`, `writes`, `reads`; `emit`: the end of each round,
-//!   one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes; `snapshots`; `room`: full disks.
+//!   one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes; `snapshots`; `room`: full disks;
+//!   `suspicion`, `lost_logs`, `log_memory`: what damage leads to.
 //! - Pure leaves: [`command`], [`machine`], [`sessions`], [`placement`], [`forming`], [`config`], [`auth`].
 //!
 //! What is deliberately absent: clocks, threads, sockets and files (they come from the runtime), and any lock: what a
@@ -25,6 +26,8 @@ mod emit;
 mod failure;
 pub mod forming;
 pub mod identity;
+mod log_memory;
+mod lost_logs;
 pub mod machine;
 mod mesh;
 mod node;
@@ -43,6 +46,7 @@ pub mod sessions;
 mod snapshots;
 mod status;
 mod step;
+mod suspicion;
 mod wire;
 mod writes;
 

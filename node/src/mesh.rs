@@ -50,6 +50,13 @@ pub enum CoreMessage<H> {
         /// The messages.
         messages: Vec<v1::RaftMessage>,
     },
+    /// What another node remembers of logs of this core.
+    Remembered {
+        /// The node that does.
+        from: u32,
+        /// What it remembers.
+        remembered: Box<v1::RememberedLogs>,
+    },
     /// The cluster is formed and this node's shards have their logs: open them and serve.
     Serve(Arc<Serve>),
     /// The node ends before it ever served.

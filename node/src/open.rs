@@ -17,10 +17,13 @@ use crate::cluster::Cluster;
 use crate::command;
 use crate::config::Config;
 use crate::core::{Core, NodeFailure, Serving};
-use crate::emit::LogWriter;
+use crate::emit::{LogWriter, OpenedLog};
+use crate::lost_logs;
 use crate::machine::Machine;
 use crate::ownership;
+use crate::placement::ShardPlacement;
 use crate::replica::{Replica, ReplicaParts, raft_time};
+use crate::suspicion::Doubt;
 use crate::wire;
 
 /// The epoch of the one shard map that a statically placed cluster has.
@@ -52,7 +55,7 @@ fn regions_of(kind: u8, payload: &[u8]) -> Vec<krita_engine::KeyRegion> {
     }
 }
 
-fn log_directory(config: &Config, log: u16) -> PathBuf {
+pub(crate) fn log_directory(config: &Config, log: u16) -> PathBuf {
     config.data_directory.join(format!("log-{log:03}"))
 }
 
@@ -70,28 +73,37 @@ impl<R: Runtime> Core<R> {
         let mut logs = Vec::new();
         let mut replicas = BTreeMap::new();
         for log in (0..cluster.logs_total).filter(|log| cluster.core_of_log(*log) == here) {
-            let (store, recovered) = self.open_log(&cluster, log).await?;
+            let (opened, recovered) = self.open_log(&cluster, log).await?;
+            let store = opened.store.clone();
             for Opened { shard, is_new } in recovered {
                 let replica = self.restore(&cluster, &store, logs.len(), shard, is_new)?;
+                if let Some(doubt) = &replica.doubt {
+                    tracing::error!(shard = replica.shard, reason = doubt.reason, "this replica is suspect");
+                    self.tell_lost(&replica);
+                }
                 replicas.insert(replica.shard, replica);
             }
-            logs.push(LogWriter::new(store));
+            logs.push(LogWriter::new(opened));
         }
         tracing::info!(core = here.0, logs = logs.len(), shards = replicas.len(), "serving");
+        self.recall_logs().await;
         self.peers.begin(&cluster);
         *self.serving.borrow_mut() = Some(Serving { cluster, logs, replicas });
+        self.publish_log_marks();
         *self.forming_status.borrow_mut() = ("serving".to_owned(), Vec::new());
         self.start_background();
         Ok(())
     }
 
     /// Opens one log and makes its shards what the ownership says: new ones are created, foreign ones removed.
-    async fn open_log(&self, cluster: &Cluster, log: u16) -> Result<(Store<R>, Vec<Opened>), NodeFailure> {
+    async fn open_log(
+        &self,
+        cluster: &Cluster,
+        log: u16,
+    ) -> Result<(OpenedLog<R>, Vec<Opened>), NodeFailure> {
         let config = &self.input.config;
-        let (store, recovered) =
-            krita_engine::open(self.runtime.clone(), log_options(config, log, cluster.logs_total))
-                .await
-                .map_err(|error| NodeFailure(format!("log {log} cannot be opened: {error}")))?;
+        let (store, recovered, is_set_aside) = lost_logs::open(&self.runtime, config, cluster, log).await?;
+        let found = store.found_mark();
         let mut mine = BTreeMap::new();
         for shard in recovered {
             if cluster.shard_logs.get(shard.shard.0 as usize - 1) == Some(&Some(log)) {
@@ -107,13 +119,13 @@ impl<R: Runtime> Core<R> {
             .collect();
         let marker = ownership::marker(config, log);
         let is_marked = ownership::exists(&self.runtime, &marker).await;
+        let lacks_shards = !missing.is_empty();
         if !missing.is_empty() {
             if is_marked {
-                return Err(NodeFailure(format!(
-                    "log {log} does not hold shards {missing:?}, which this node had: its files are damaged or \
-                     were removed. The node must not vote with a forgotten past; restore the files, or replace \
-                     the node"
-                )));
+                let reason = lost_logs::missing_reason(log, &missing);
+                lost_logs::refuse_if_alone(cluster, log, &reason)?;
+                tracing::error!(log, ?missing, "{reason}; their leaders fill them anew");
+                lost_logs::make_note(&self.runtime, config, log, &reason).await?;
             }
             self.create_shards(cluster, log, &store, missing, &mut mine).await?;
         }
@@ -121,11 +133,14 @@ impl<R: Runtime> Core<R> {
             // Also if the shards were here: a start may have ended between creating them and this.
             ownership::mark_created(&self.runtime, &marker).await?;
         }
-        Ok((store, mine.into_values().collect()))
+        let shards = mine.values_mut().map(|opened| &mut opened.shard);
+        lost_logs::act_on_note(&self.runtime, config, log, &store, shards).await?;
+        let was_replaced = is_set_aside || (is_marked && lacks_shards);
+        Ok((OpenedLog { store, number: log, found, was_replaced }, mine.into_values().collect()))
     }
 
-    /// Creates the shards of a log at its very first opening. A shard that is missing later is lost data: a
-    /// replica that forgot what it acknowledged must not vote.
+    /// Creates the shards of a log at its very first opening, or those that were lost since: a replica that forgot
+    /// what it acknowledged must not vote, which is noted before.
     async fn create_shards(
         &self,
         cluster: &Cluster,
@@ -151,9 +166,21 @@ impl<R: Runtime> Core<R> {
     ) -> Result<Replica<R>, NodeFailure> {
         let shard = recovered.shard.0;
         let bad = |what: &str| NodeFailure(format!("the checkpoint of shard {shard} holds no valid {what}"));
-        let configuration = wire::decode_configuration(&recovered.checkpoint.configuration)
-            .ok_or_else(|| bad("membership"))?;
-        let machine = Machine::decode(&recovered.checkpoint.machine).map_err(|_| bad("state machine"))?;
+        let placement = cluster.placement(shard).ok_or_else(|| bad("shard number"))?;
+        let doubt = recovered.suspect.as_deref();
+        let doubt = doubt.map(|reason| Doubt::restored(reason, recovered.state_damaged));
+        // Where a snapshot is to replace the state, it need not make sense.
+        let is_quarantined = doubt.as_ref().is_some_and(|doubt| doubt.is_quarantined);
+        let configuration = match wire::decode_configuration(&recovered.checkpoint.configuration) {
+            Some(configuration) => configuration,
+            None if is_quarantined => first_configuration(placement),
+            None => return Err(bad("membership")),
+        };
+        let machine = match Machine::decode(&recovered.checkpoint.machine) {
+            Ok(machine) => machine,
+            Err(_) if is_quarantined => Machine::new(),
+            Err(_) => return Err(bad("state machine")),
+        };
         let config =
             raft_config(&self.input.config, ReplicaId(recovered.replica.0), self.runtime.random_u64());
         let applied = Index(recovered.checkpoint.applied.0);
@@ -176,11 +203,10 @@ impl<R: Runtime> Core<R> {
             // An empty hard state proves nothing: a heartbeat is answered, and a lease rests on that answer,
             // before the term that came with it is durable.
             may_have_run_before: !is_new,
-            suspect: None,
+            suspect: doubt.as_ref().map(Doubt::suspicion),
         };
         let raft = Raft::new(config, restored, raft_time(self.runtime.now()))
             .map_err(|error| NodeFailure(format!("shard {shard} cannot start: {error}")))?;
-        let placement = cluster.placement(shard).ok_or_else(|| bad("shard number"))?;
         Ok(Replica::new(ReplicaParts {
             shard,
             log,
@@ -202,6 +228,8 @@ impl<R: Runtime> Core<R> {
             applied,
             applied_term,
             generation: recovered.checkpoint.generation,
+            doubt,
+            shard_count: cluster.shard_count(),
         }))
     }
 
@@ -212,6 +240,8 @@ impl<R: Runtime> Core<R> {
         self.runtime.spawn(TaskClass::Background, "checkpoint", core.checkpoint_when_due());
         let core = self.clone();
         self.runtime.spawn(TaskClass::Foreground, "room", core.watch_room());
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Background, "memory", core.keep_memory());
         let core = self.clone();
         self.runtime.spawn(TaskClass::Foreground, "balance", core.balance_leaders());
         // Replicas that may lead at once (a group of one) have something to do.
@@ -231,8 +261,7 @@ fn failure(log: u16, error: &krita_engine::LogError) -> NodeFailure {
 fn new_shard(cluster: &Cluster, shard: u32) -> Option<NewShard> {
     let placement = cluster.placement(shard)?;
     let own = placement.replicas.iter().find(|replica| replica.node_number == cluster.node_number)?;
-    let voters = placement.replicas.iter().map(|replica| ReplicaId(replica.replica_id));
-    let configuration = Configuration::new(voters, []);
+    let configuration = first_configuration(placement);
     Some(NewShard {
         shard: ShardId(shard),
         replica: krita_engine::ReplicaId(own.replica_id),
@@ -244,6 +273,11 @@ fn new_shard(cluster: &Cluster, shard: u32) -> Option<NewShard> {
         },
         hard_state: krita_engine::HardState::default(),
     })
+}
+
+/// The members of a shard's group when it was made.
+fn first_configuration(placement: &ShardPlacement) -> Configuration {
+    Configuration::new(placement.replicas.iter().map(|replica| ReplicaId(replica.replica_id)), [])
 }
 
 fn recovered_fresh(shard: &NewShard) -> RecoveredShard {

@@ -21,6 +21,7 @@ use krita_runtime::{Instant, Runtime};
 use crate::cluster::Cluster;
 use crate::core::NodeInput;
 use crate::identity::{Member, NodeUuid};
+use crate::log_memory::LogMemory;
 use crate::room::Room;
 
 /// Messages that wait for one peer core within one round; beyond it they are dropped, as a network may.
@@ -64,6 +65,8 @@ pub(crate) struct Peers<R: Runtime> {
     keep_alive: Duration,
     /// What bursts say of this core's disk.
     own_room: Cell<Room>,
+    /// And of its logs.
+    log_marks: RefCell<Vec<v1::LogMark>>,
     state: Rc<RefCell<State<R>>>,
 }
 
@@ -77,6 +80,7 @@ struct State<R: Runtime> {
     sent_at: BTreeMap<PeerCore, Instant>,
     /// Connections that were lost since the last tick.
     lost: Vec<PeerCore>,
+    memory: LogMemory,
 }
 
 /// What a node said of its cores in its last hello.
@@ -104,6 +108,7 @@ impl<R: Runtime> Peers<R> {
             silence_max: config.election_timeout,
             keep_alive: config.heartbeat_interval,
             own_room: Cell::default(),
+            log_marks: RefCell::default(),
             state: Rc::new(RefCell::new(State {
                 cluster: None,
                 links: BTreeMap::new(),
@@ -112,6 +117,7 @@ impl<R: Runtime> Peers<R> {
                 heard: BTreeMap::new(),
                 sent_at: BTreeMap::new(),
                 lost: Vec::new(),
+                memory: LogMemory::default(),
             })),
         }
     }
@@ -127,7 +133,7 @@ impl<R: Runtime> Peers<R> {
     /// A link to `address` for forming, before anybody has a number.
     pub(crate) fn forming_link(&self, address: &str, identity: v1::NodeIdentity) -> PeerLink<R> {
         let cluster_name = self.input.config.cluster_name.clone();
-        let hello = move || hello(&cluster_name, identity.clone());
+        let hello = move || hello(&cluster_name, identity.clone(), None);
         PeerLink::start(&self.runtime, PeerOptions::new(self.connect_options(address, 0), Rc::new(hello)))
     }
 
@@ -171,6 +177,7 @@ impl<R: Runtime> Peers<R> {
             boot_id: self.input.boot_id,
             headroom: room.number(),
             free_bytes: room.free_bytes,
+            logs: self.log_marks.borrow().clone(),
         };
         // A burst that cannot leave is lost, as on any network; Raft sends again.
         link.send_one_way(&burst);
@@ -178,9 +185,12 @@ impl<R: Runtime> Peers<R> {
     }
 
     /// Notes that a core of another node lives. True if it has started anew since it was last heard.
-    pub(crate) fn on_heard(&self, peer: PeerCore, boot_id: u64, room: Room) -> bool {
+    pub(crate) fn on_heard(&self, peer: PeerCore, burst: &v1::RaftBurst) -> bool {
+        let (boot_id, room) = (burst.boot_id, Room::from_burst(burst.headroom, burst.free_bytes));
         let heard = Heard { at: self.runtime.now(), boot_id, room, is_silent: false };
-        let before = self.state.borrow_mut().heard.insert(peer, heard);
+        let mut state = self.state.borrow_mut();
+        state.memory.note(peer.node_number, boot_id, &burst.logs);
+        let before = state.heard.insert(peer, heard);
         before.is_some_and(|before| before.boot_id != boot_id)
     }
 
@@ -192,6 +202,21 @@ impl<R: Runtime> Peers<R> {
     /// Sets what bursts say of this core's disk.
     pub(crate) fn set_own_room(&self, room: Room) {
         self.own_room.set(room);
+    }
+
+    /// Sets what bursts say of this core's logs.
+    pub(crate) fn set_log_marks(&self, marks: Vec<v1::LogMark>) {
+        *self.log_marks.borrow_mut() = marks;
+    }
+
+    /// What this core remembers of the others' logs.
+    pub(crate) fn memory(&self) -> LogMemory {
+        self.state.borrow().memory.clone()
+    }
+
+    /// Takes up what was remembered before this process began.
+    pub(crate) fn set_memory(&self, memory: LogMemory) {
+        self.state.borrow_mut().memory = memory;
     }
 
     /// The room that the shard has on another node, as that last said.
@@ -296,13 +321,16 @@ impl<R: Runtime> Peers<R> {
 
     fn member_options(&self, cluster: &Arc<Cluster>, member: &Member, peer: PeerCore) -> PeerOptions {
         let (name, identity) = (self.input.config.cluster_name.clone(), cluster.identity());
+        // The state holds the link, so the link must not hold the state.
+        let state = Rc::downgrade(&self.state);
+        let remembered =
+            move || state.upgrade().and_then(|state| state.borrow().memory.tell(peer.node_number));
         let mut options = PeerOptions::new(
             self.connect_options(&member.address, peer.core),
-            Rc::new(move || hello(&name, identity.clone())),
+            Rc::new(move || hello(&name, identity.clone(), remembered())),
         );
         let (wanted, cluster_id) = (member.clone(), cluster.record.cluster_id);
         options.check = Rc::new(move |reply| check_reply(&wanted, &cluster_id.to_bytes(), reply));
-        // The state holds the link, so the link must not hold the state.
         let state = Rc::downgrade(&self.state);
         options.on_event = Rc::new(move |event| {
             if let Some(state) = state.upgrade() {
@@ -338,6 +366,10 @@ impl<R: Runtime> State<R> {
             LinkEvent::Connected(reply) => {
                 tracing::debug!(node = peer.node_number, core = peer.core, "connected");
                 let cores = u16::try_from(reply.cores).unwrap_or(u16::MAX);
+                // One that does not serve yet has no logs to hold it against.
+                if let Some(node) = reply.node.as_ref().filter(|_| !reply.shard_cores.is_empty()) {
+                    self.memory.was_told(peer.node_number, node.boot_id);
+                }
                 self.directory.insert(peer.node_number, Directory { cores, shard_cores: reply.shard_cores });
             }
             LinkEvent::Lost { problem } => {
@@ -349,7 +381,11 @@ impl<R: Runtime> State<R> {
 }
 
 /// The hello of a connection between nodes.
-fn hello(cluster_name: &str, identity: v1::NodeIdentity) -> v1::Hello {
+fn hello(
+    cluster_name: &str,
+    identity: v1::NodeIdentity,
+    remembered: Option<v1::RememberedLogs>,
+) -> v1::Hello {
     v1::Hello {
         protocol_version: PROTOCOL_VERSION,
         cluster_name: cluster_name.to_owned(),
@@ -357,6 +393,7 @@ fn hello(cluster_name: &str, identity: v1::NodeIdentity) -> v1::Hello {
         wanted_core_plus_one: 0,
         node: Some(identity),
         client: concat!("kritad ", env!("CARGO_PKG_VERSION")).to_owned(),
+        remembered,
     }
 }
 

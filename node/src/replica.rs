@@ -19,6 +19,7 @@ use crate::machine::{self, Machine, Outcome};
 use crate::reads::{self, PendingRead};
 use crate::request::{Action, Condition, KeyOperation, Scan, Write};
 use crate::responder::Responder;
+use crate::suspicion::Doubt;
 use crate::wire::Payload;
 
 /// Confirmed reads that wait until enough is applied. Those that wait to be confirmed Raft bounds.
@@ -50,6 +51,14 @@ pub(crate) struct Replica<R: Runtime> {
     pub(crate) prefetches: u32,
     /// Why this replica stopped for good: it met a command that it does not understand.
     pub(crate) stopped: Option<String>,
+    /// Why this replica counts for nothing for now.
+    pub(crate) doubt: Option<Doubt>,
+    /// The store does not know yet what `doubt` says.
+    pub(crate) is_doubt_new: bool,
+    /// A task has the store note `doubt`.
+    pub(crate) is_recording_doubt: bool,
+    /// Shards of the cluster.
+    pub(crate) shard_count: u32,
     /// Highest log time given to a proposal, in milliseconds since 1970.
     log_time_ms: u64,
     proposals: VecDeque<Proposal>,
@@ -87,6 +96,8 @@ pub(crate) struct ReplicaParts<R: Runtime> {
     pub(crate) applied: Index,
     pub(crate) applied_term: Term,
     pub(crate) generation: u64,
+    pub(crate) doubt: Option<Doubt>,
+    pub(crate) shard_count: u32,
 }
 
 /// A write that waits to be applied.
@@ -141,6 +152,8 @@ impl<R: Runtime> Replica<R> {
             applied,
             applied_term,
             generation,
+            doubt,
+            shard_count,
         } = parts;
         let log_time_ms = machine.log_time_ms();
         Self {
@@ -160,6 +173,10 @@ impl<R: Runtime> Replica<R> {
             apply_paused: false,
             prefetches: 0,
             stopped: None,
+            doubt,
+            is_doubt_new: false,
+            is_recording_doubt: false,
+            shard_count,
             log_time_ms,
             proposals: VecDeque::new(),
             reads: BTreeMap::new(),
@@ -187,6 +204,16 @@ impl<R: Runtime> Replica<R> {
     /// The leader's node, as far as this replica knows.
     pub(crate) fn leader_node(&self) -> Option<u32> {
         self.nodes.get(&self.leader?).copied()
+    }
+
+    /// Whether this is the only replica of its group: nobody else has what it has.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.raft.configuration().is_sole_voter(self.id)
+    }
+
+    /// Whether nothing may be applied or read here before a snapshot has replaced the state.
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.doubt.as_ref().is_some_and(|doubt| doubt.is_quarantined)
     }
 
     /// Proposes a write whose conditions are all on versions. The responder answers once it is applied.
@@ -272,7 +299,11 @@ impl<R: Runtime> Replica<R> {
                 self.leader = leader;
                 self.is_install_superseded = self.is_installing && leader.is_some();
             }
-            RaftChange::Whole { .. } => {}
+            RaftChange::Whole { term } => {
+                tracing::info!(shard = self.shard, term = term.0, "this replica is whole again");
+                self.doubt = None;
+                self.is_doubt_new = true;
+            }
         }
     }
 
@@ -290,6 +321,13 @@ impl<R: Runtime> Replica<R> {
                     read.fail(self.not_leader());
                 }
             }
+        }
+    }
+
+    /// What was to be read here must be read elsewhere.
+    pub(crate) fn fail_confirmed(&mut self) {
+        for (_, read) in self.confirmed.drain(..) {
+            read.fail(Failure::unavailable("this replica is suspect: ask again, another will lead"));
         }
     }
 
@@ -410,7 +448,14 @@ impl<R: Runtime> Replica<R> {
 
     /// The store holds a snapshot now in place of what it had; the machine and Raft follow.
     pub(crate) fn take_snapshot(&mut self, now: Time, machine: Machine, meta: krita_raft::SnapshotMeta) {
-        assert!(meta.position.index > self.applied, "a snapshot never takes a replica back");
+        if let Some(doubt) = self.doubt.as_mut().filter(|doubt| doubt.is_quarantined) {
+            // What was here is gone, and with it its damage, even if that was newer.
+            doubt.is_quarantined = false;
+            self.is_doubt_new = true;
+            self.apply_through = meta.position.index;
+        } else {
+            assert!(meta.position.index > self.applied, "a snapshot never takes a replica back");
+        }
         self.machine = machine;
         self.applied = meta.position.index;
         self.applied_term = meta.position.term;

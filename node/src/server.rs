@@ -21,7 +21,6 @@ use crate::mesh::{CoreMessage, NodeRequest};
 use crate::peers::PeerCore;
 use crate::request::ShardRequest;
 use crate::responder::{ReplySink, Responder};
-use crate::room::Room;
 
 /// Requests of one connection that are being worked on; it is not read from while it has this many.
 const REQUESTS_MAX: u32 = 4096;
@@ -196,6 +195,9 @@ impl<R: Runtime> Core<R> {
         };
         let is_early = self.serving.borrow().is_none();
         let is_node = matches!(admission, Admission::Node(_));
+        if let (Admission::Node(identity), Some(remembered)) = (&admission, &hello.remembered) {
+            self.hear_memory(identity, remembered);
+        }
         if connection.accept(correlation, &self.hello_reply(is_node)).is_err() {
             return;
         }
@@ -407,11 +409,28 @@ impl<R: Runtime> Core<R> {
         if let Some(number) = node.number.get() {
             return Some(number);
         }
-        let guard = self.serving.borrow();
-        let uuid = NodeUuid::from_bytes(&node.identity.node_uuid)?;
-        let number = guard.as_ref()?.cluster.record.member_by_uuid(uuid)?.number;
+        let number = self.number_of(&node.identity)?;
         node.number.set(Some(number));
         Some(number)
+    }
+
+    /// Before anything else that the node says: what it remembers of this one's logs.
+    fn hear_memory(self: &Rc<Self>, node: &v1::NodeIdentity, remembered: &v1::RememberedLogs) {
+        let is_about_us = self
+            .serving
+            .borrow()
+            .as_ref()
+            .is_some_and(|serving| serving.cluster.node_number == remembered.node_number);
+        if let Some(from) = self.number_of(node).filter(|_| is_about_us) {
+            self.on_remembered(from, remembered);
+        }
+    }
+
+    /// The number of a node, if it is a member with the disk that the cluster knows.
+    fn number_of(&self, node: &v1::NodeIdentity) -> Option<u32> {
+        let uuid = NodeUuid::from_bytes(&node.node_uuid)?;
+        let guard = self.serving.borrow();
+        Some(guard.as_ref()?.cluster.record.member_by_uuid(uuid)?.number)
     }
 
     fn on_burst(self: &Rc<Self>, session: &Session, frame: Frame) {
@@ -426,8 +445,7 @@ impl<R: Runtime> Core<R> {
         };
         let core = u16::try_from(burst.from_core).unwrap_or(u16::MAX);
         let peer = PeerCore { node_number, core };
-        let room = Room::from_burst(burst.headroom, burst.free_bytes);
-        if self.peers.on_heard(peer, burst.boot_id, room) {
+        if self.peers.on_heard(peer, &burst) {
             self.on_peer_restart(peer);
         }
         self.step_messages(node_number, burst.messages);

@@ -159,7 +159,10 @@ impl<R: Runtime> Core<R> {
             if replica.id != ReplicaId(begin.to) || replica.is_installing {
                 return None;
             }
-            if replica.applied >= position.index {
+            if replica.doubt.as_ref().is_some_and(|doubt| !doubt.is_durable) {
+                return None;
+            }
+            if replica.applied >= position.index && !replica.is_quarantined() {
                 // Older than what is here: as good as installed.
                 return Some(Err(v1::SnapshotReply { accepted: 0, installed: true }));
             }
@@ -276,7 +279,10 @@ impl<R: Runtime> Core<R> {
             krita_engine::HardState {
                 term: krita_engine::Term(status.term.0),
                 vote: status.vote.map(|vote| vote.0),
-                commit: krita_engine::Index(status.commit.0.max(meta.position.index.0)),
+                commit: krita_engine::Index(match replica.is_quarantined() {
+                    true => meta.position.index.0,
+                    false => status.commit.0.max(meta.position.index.0),
+                }),
             }
         });
         let Some(hard_state) = hard_state else { return Err(Failure::not_ready("the shard closed")) };

@@ -217,6 +217,7 @@ impl<R: Runtime> Core<R> {
             reply.shards_led += u32::from(replica.is_leader());
             reply.shards_with_leader += u32::from(replica.leader.is_some());
             reply.problems.extend(replica.stopped.clone());
+            reply.problems.extend(self.doubt_problem(replica));
             if shards {
                 reply.shards.push(self.shard_status(replica));
             }
