@@ -103,6 +103,7 @@ impl Connection {
             wanted_core_plus_one: greeting.core.map_or(0, |core| u32::from(core) + 1),
             node: None,
             client: greeting.client_name.clone(),
+            remembered: None,
         };
         let mut outgoing = BytesMut::new();
         frame::encode(&mut outgoing, Flags::NONE, HELLO_CORRELATION, &hello)
