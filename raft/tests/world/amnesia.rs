@@ -207,6 +207,23 @@ impl World {
         self.at((defect + 2000) * MILLISECOND, leader, Event::Plot(Plot::End));
     }
 
+    /// Before all is healed, a follower loses its memory: its leader, which stays, must learn that.
+    pub(super) fn forget_last(&mut self) {
+        let follows = |node: &Node| {
+            node.replica.as_ref().is_some_and(|replica| replica.raft.status().role == RoleKind::Follower)
+        };
+        let followers: Vec<ReplicaId> =
+            self.nodes.iter().filter(|(_, node)| follows(node)).map(|(id, _)| *id).collect();
+        let Some(amnesia) = &mut self.amnesia else { return };
+        if followers.is_empty() || amnesia.chance.chance(30) {
+            return;
+        }
+        let victim = followers[amnesia.chance.below(followers.len() as u64) as usize];
+        amnesia.forgetting.insert(victim);
+        self.crash(victim);
+        self.may_forget(victim);
+    }
+
     /// A step of a plot comes to pass.
     pub(super) fn plot(&mut self, id: ReplicaId, plot: Plot) {
         if self.healed {
