@@ -4,6 +4,7 @@
 //! cluster, real processes on loopback. Histories and the checker are pure: they run on virtual time as well as on
 //! real time. Only [`mod@process`] and [`mod@source`] touch the machine.
 
+pub mod corruption;
 pub mod history;
 pub mod linearizability;
 pub mod process;

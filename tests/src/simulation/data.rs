@@ -40,12 +40,23 @@ impl Keys {
                 keys.counters.push(key_on("counter", shard, shard_count, 0));
             }
         }
-        let twins = keys.twins.iter().flat_map(|(left, right)| [left, right]);
-        let all: Vec<Bytes> = keys.plain.iter().chain(&keys.counters).chain(twins).cloned().collect();
-        for key in all {
-            keys.by_shard.entry(shard_of(&key, shard_count)).or_default().insert(key);
-        }
+        keys.sort_by_shard();
         keys
+    }
+
+    /// Plain keys of one's own choice, without twins and counters.
+    pub(crate) fn of(plain: Vec<Bytes>, shard_count: u32) -> Self {
+        let mut keys =
+            Self { plain, twins: Vec::new(), counters: Vec::new(), by_shard: BTreeMap::new(), shard_count };
+        keys.sort_by_shard();
+        keys
+    }
+
+    fn sort_by_shard(&mut self) {
+        let twins = self.twins.iter().flat_map(|(left, right)| [left, right]);
+        for key in self.plain.iter().chain(&self.counters).chain(twins) {
+            self.by_shard.entry(shard_of(key, self.shard_count)).or_default().insert(key.clone());
+        }
     }
 
     pub(crate) fn shard_of(&self, key: &[u8]) -> u32 {
@@ -59,7 +70,7 @@ impl Keys {
 }
 
 /// The `skip`-th key with this name that lies on `shard`.
-fn key_on(name: &str, shard: u32, shard_count: u32, skip: usize) -> Bytes {
+pub(crate) fn key_on(name: &str, shard: u32, shard_count: u32, skip: usize) -> Bytes {
     let fits = |key: &String| shard_of(key.as_bytes(), shard_count) == shard;
     let found = (0..).map(|number| format!("{name}{number}")).filter(fits).nth(skip);
     found.expect("the numbers do not end").into()

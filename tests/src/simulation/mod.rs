@@ -12,17 +12,17 @@
 //! - `client`, `link`: the client library's core on simulated streams; `workload`, `data`: what clients do.
 //! - `trace`: what nodes say in their logs, counted.
 
-mod checks;
-mod client;
-mod cluster;
-mod data;
+pub(crate) mod checks;
+pub(crate) mod client;
+pub(crate) mod cluster;
+pub(crate) mod data;
 mod link;
 mod nemesis;
-mod observer;
-mod plan;
+pub(crate) mod observer;
+pub(crate) mod plan;
 mod totals;
-mod trace;
-mod workload;
+pub(crate) mod trace;
+pub(crate) mod workload;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

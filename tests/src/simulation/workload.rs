@@ -226,7 +226,7 @@ impl Worker {
         self.put_value(key, value, wish).await
     }
 
-    async fn put_value(&mut self, key: &Bytes, value: Bytes, wish: Wish) -> Result<u64, Error> {
+    pub(crate) async fn put_value(&mut self, key: &Bytes, value: Bytes, wish: Wish) -> Result<u64, Error> {
         let name = data::name_of(key, &value).unwrap_or_else(|wrong| panic!("{wrong}"));
         let action = Action::Put { value: name, condition: wish.in_history(key) };
         let request = Request::Put(v1::Put {
@@ -381,7 +381,7 @@ impl Worker {
         let _ = self.batch(parts).await;
     }
 
-    async fn batch(&mut self, parts: Vec<Part>) -> Result<Vec<v1::OperationResult>, Error> {
+    pub(crate) async fn batch(&mut self, parts: Vec<Part>) -> Result<Vec<v1::OperationResult>, Error> {
         let scene = self.scene.clone();
         let shard = scene.keys.shard_of(&parts[0].key);
         let operations: Vec<OperationId> =
@@ -480,7 +480,7 @@ impl Worker {
 }
 
 /// One operation of a batch.
-struct Part {
+pub(crate) struct Part {
     key: Bytes,
     change: Change,
     wish: Wish,
@@ -497,7 +497,7 @@ impl Part {
         Self { key, change: Change::Get, wish: Wish::None }
     }
 
-    fn put(key: Bytes, value: Bytes, wish: Wish) -> Self {
+    pub(crate) fn put(key: Bytes, value: Bytes, wish: Wish) -> Self {
         Self { key, change: Change::Put(value), wish }
     }
 
