@@ -129,6 +129,9 @@ impl<R: Runtime> Core<R> {
         let stored = identity::load_cluster(&self.runtime, &config.data_directory)
             .await
             .map_err(|error| NodeFailure(error.to_string()))?;
+        if stored.is_none() {
+            ownership::refuse_orphan_logs(&self.runtime, config, identity::CLUSTER_FILE).await?;
+        }
         let options = FormingOptions {
             cluster_name: config.cluster_name.clone(),
             advertised_address: config.advertised_address.clone(),

@@ -178,7 +178,7 @@ pub(crate) async fn prepare<R: Runtime>(
     let mut ownership = match runtime.read_small_file(&path, FILE_BYTES_MAX).await {
         Ok(file) => Ownership::decode(&file).map_err(|error| bad(&error))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            refuse_orphan_logs(runtime, config).await?;
+            refuse_orphan_logs(runtime, config, OWNERSHIP_FILE).await?;
             let ownership = Ownership::new(has_replica, cores);
             save(runtime, &path, &ownership).await?;
             ownership
@@ -196,9 +196,14 @@ pub(crate) async fn prepare<R: Runtime>(
     Ok(ownership)
 }
 
-/// The ownership is written before the first log is. Logs without it have lost it, and a new one might give a shard
-/// to a log that never had it: then the shard would be dropped where it is.
-async fn refuse_orphan_logs<R: Runtime>(runtime: &R, config: &Config) -> Result<(), NodeFailure> {
+/// The record of the cluster and the ownership are written before the first log is. Logs without the one or the other
+/// (`missing`) have lost it. A new ownership might give a shard to a log that never had it: then the shard would be
+/// dropped where it is.
+pub(crate) async fn refuse_orphan_logs<R: Runtime>(
+    runtime: &R,
+    config: &Config,
+    missing: &str,
+) -> Result<(), NodeFailure> {
     let directory = &config.data_directory;
     let names = runtime.list_directory(directory).await;
     let names =
@@ -209,8 +214,8 @@ async fn refuse_orphan_logs<R: Runtime>(runtime: &R, config: &Config) -> Result<
     match names.iter().find(is_log) {
         None => Ok(()),
         Some(log) => Err(NodeFailure(format!(
-            "{} holds {} but no file \"{OWNERSHIP_FILE}\", which says what that log owns: restore the file, or \
-             replace the node",
+            "{} holds {} but no file \"{missing}\", without which nobody knows whose that log is: restore the \
+             file, or replace the node",
             directory.display(),
             log.display()
         ))),
