@@ -434,12 +434,19 @@ impl Leader {
         }
     }
 
-    pub(crate) fn snapshot_done(&mut self, to: ReplicaId, installed: Option<Index>) {
+    /// A snapshot is installed, up to this index, or it has failed. In neither case is the next one sent before the
+    /// follower was asked what it holds: it may have got this one although the answer was lost.
+    pub(crate) fn snapshot_done<P: Payload>(
+        &mut self,
+        core: &Core<P>,
+        to: ReplicaId,
+        installed: Option<Index>,
+    ) {
         let newest = self.rounds.newest();
         if let Some(progress) = self.progress.get_mut(&to)
             && progress.mode == ReplicationMode::Snapshot
         {
-            let next = installed.map_or(progress.next, Index::next);
+            let next = installed.unwrap_or(core.log.start().index).next();
             progress.probe(next);
             if installed.is_some() {
                 progress.snapshot_round = newest;

@@ -378,7 +378,7 @@ impl<P: Payload> Raft<P> {
     pub fn snapshot_sent(&mut self, now: Time, to: ReplicaId, index: Index) {
         self.core.set_now(now);
         if let Role::Leader(leader) = &mut self.role {
-            leader.snapshot_done(to, Some(index.min(self.core.log.last())));
+            leader.snapshot_done(&self.core, to, Some(index.min(self.core.log.last())));
         }
     }
 
@@ -386,7 +386,7 @@ impl<P: Payload> Raft<P> {
     pub fn snapshot_failed(&mut self, now: Time, to: ReplicaId) {
         self.core.set_now(now);
         if let Role::Leader(leader) = &mut self.role {
-            leader.snapshot_done(to, None);
+            leader.snapshot_done(&self.core, to, None);
         }
     }
 
