@@ -1,13 +1,13 @@
 //! Epochs: when what was replaced may be thrown away.
 //!
-//! Whoever reads from a state of the index that may be replaced meanwhile (a view, a snapshot being sent, a merge)
-//! enters the current epoch and stays in it. A segment that the current state does not need any more may still be
-//! needed by them: it is used again once everybody has left who entered before that was so.
+//! Whoever reads from a state of the index that may be replaced meanwhile (a view) enters the current epoch and stays
+//! in it. A segment that the current state does not need any more may still be needed by them: it is used again once
+//! everybody has left who entered before that was so.
 //!
 //! ```text
 //!   epoch      0        1        2
-//!              ├ source ┼────────┼──┤          segment 7 is dead at ▲ (epoch 0 closes):
-//!              │        ├ view ┤ │             it waits for the source, and not for the view
+//!              ├ scan ──┼────────┼──┤          segment 7 is dead at ▲ (epoch 0 closes):
+//!              │        ├ get ┤  │             it waits for the scan, and not for the get
 //!                       ▲ close() = 0
 //! ```
 

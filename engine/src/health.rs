@@ -8,6 +8,7 @@ use bytes::Bytes;
 use krita_runtime::{Notify, Runtime, TaskClass};
 
 use crate::error::{Damage, LogError, ReadError};
+use crate::index::Relocated;
 use crate::inner::Inner;
 use crate::manifest::ManifestChange;
 use crate::packed::Packer;
@@ -90,11 +91,13 @@ impl<R: Runtime> Store<R> {
             if !inner.shards.borrow().contains_key(&shard) {
                 return Err(LogError::UnknownShard(shard));
             }
-            inner.publish(|| vec![ManifestChange::Suspect(shard, reason.clone())]).await?;
-            if let Some(state) = inner.shards.borrow_mut().get_mut(&shard) {
-                state.suspect = reason;
-            }
-            Ok(())
+            let changes = || vec![ManifestChange::Suspect(shard, reason.clone())];
+            let then = || {
+                if let Some(state) = inner.shards.borrow_mut().get_mut(&shard) {
+                    state.suspect = reason.clone();
+                }
+            };
+            inner.publish(changes, then).await.map(drop)
         };
         self.detached(TaskClass::Foreground, "suspicion", set).await
     }
@@ -124,7 +127,8 @@ impl<R: Runtime> Store<R> {
         Ok(told.get())
     }
 
-    /// Reads every live value once, at most `bytes_per_second`, and says what is damaged. Goes on behind damage.
+    /// Reads every run and every live value once, at most `bytes_per_second`, and says what is damaged. Goes on
+    /// behind damage, but reads no more of a shard whose runs are damaged.
     pub async fn scrub(&self, bytes_per_second: u64) -> Vec<Damage> {
         let mut damages = Vec::new();
         for shard in self.shards() {
@@ -144,6 +148,11 @@ impl<R: Runtime> Store<R> {
         bytes_per_second: u64,
         damages: &mut Vec<Damage>,
     ) -> Result<(), ReadError> {
+        let runs = self.inner.shards.borrow().get(&shard).map(|state| state.index.runs().to_vec());
+        let runs = runs.ok_or(ReadError::UnknownShard(shard))?;
+        for run in runs {
+            run.verify(Some(bytes_per_second)).await?;
+        }
         let mut from = Vec::new();
         loop {
             let page = self.scan(shard, &from, None, SCRUB_PAGE).await?;
@@ -185,13 +194,26 @@ async fn repair<R: Runtime>(
     let mut packer = Packer::default();
     packer.add(&key, slot.version, &[&value_checksum(&key, &value).to_le_bytes(), &value]);
     let relocated = inner.relocate(shard, replica, packer).await?;
-    if let Some(state) = inner.shards.borrow_mut().get_mut(&shard)
-        && state.index.get(&key) == Some(&slot)
-    {
-        for (key, slot) in relocated.slots.iter().cloned() {
-            state.index.put(key, slot);
+    let Some((_, to)) = relocated.slots.first() else { return Ok(()) };
+    loop {
+        let view = inner.shards.borrow().get(&shard).map(|state| state.index.view());
+        let view = view.ok_or(LogError::UnknownShard(shard))?;
+        let present = view.get(&key).await.map_err(|error| match error {
+            ReadError::Corruption(corruption) => corruption.into(),
+            error => LogError::Io(error.to_string()),
+        })?;
+        if present.as_ref() != Some(&slot) {
+            return Ok(());
         }
-        done.set(true);
+        let mut shards = inner.shards.borrow_mut();
+        let state = shards.get_mut(&shard).ok_or(LogError::UnknownShard(shard))?;
+        match state.index.relocate(&key, &slot, to.region.clone(), view.generation()) {
+            Relocated::Done => {
+                done.set(true);
+                return Ok(());
+            }
+            Relocated::Superseded => return Ok(()),
+            Relocated::Ask => {}
+        }
     }
-    Ok(())
 }

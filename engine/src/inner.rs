@@ -1,7 +1,7 @@
 //! What all parts of one open store share, and the care for segments: which are dead, which are spare.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
@@ -14,16 +14,18 @@ use crate::error::LogError;
 use crate::gate::Gate;
 use crate::health::Damages;
 use crate::log::Log;
-use crate::manifest::{CheckpointFileRecord, Manifest, ManifestChange, ReplayRecord};
+use crate::manifest::{Manifest, ManifestChange, MetaFileRecord, ReplayRecord};
+use crate::reclaim::Reclaiming;
+use crate::run::{RunCaches, RunIdentity};
 use crate::segment::{self, Pins, SegmentHeader, Segments};
 use crate::shard::{CheckpointFile, Shard};
-use crate::types::{Headroom, Options, Place, SegmentId, ShardId, Statistics};
+use crate::types::{Headroom, Index, Options, Place, SegmentId, ShardId, Statistics};
 
 /// One open store. Belongs to one core.
 pub(crate) struct Inner<R: Runtime> {
     pub(crate) runtime: R,
     pub(crate) options: Options,
-    pub(crate) shards: RefCell<BTreeMap<ShardId, Shard>>,
+    pub(crate) shards: RefCell<BTreeMap<ShardId, Shard<R>>>,
     /// One checkpoint, installation or removal per shard at a time.
     pub(crate) gates: RefCell<BTreeMap<ShardId, Rc<Gate>>>,
     pub(crate) log: RefCell<Log<R>>,
@@ -34,10 +36,16 @@ pub(crate) struct Inner<R: Runtime> {
     pub(crate) making: Rc<Gate>,
     pub(crate) maintenance_wake: Notify,
     pub(crate) pins: Pins,
+    /// Which segments the slots of runs point into, hidden by newer layers or not.
+    pub(crate) lives: Pins,
+    pub(crate) run_caches: Rc<RunCaches>,
+    /// Runs may have to be merged.
+    pub(crate) merging_wake: Notify,
+    pub(crate) reclaiming: RefCell<Reclaiming>,
     /// Who looks at an index, and since when.
     pub(crate) epochs: Rc<Epochs>,
-    /// Installers with entries on disk: the log from there on must stay whole.
-    pub(crate) floors: RefCell<BTreeMap<u64, SegmentId>>,
+    /// Installations with entries on disk, and snapshots being sent: the log from there on must stay whole.
+    pub(crate) floors: RefCell<BTreeMap<u64, Floor>>,
     pub(crate) cache: RefCell<ValueCache>,
     poison: RefCell<Option<String>>,
     /// The number for the next checkpoint file or floor.
@@ -54,19 +62,29 @@ pub(crate) struct Inner<R: Runtime> {
     task_ended: Notify,
 }
 
+/// Holds the log back from a segment on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Floor {
+    pub(crate) segment: SegmentId,
+    /// For a snapshot being sent, whose: held only as long as it is not too much.
+    pub(crate) snapshot_of: Option<ShardId>,
+}
+
 /// The parts that recovery hands over.
 pub(crate) struct Parts<R: Runtime> {
-    pub(crate) shards: BTreeMap<ShardId, Shard>,
+    pub(crate) shards: BTreeMap<ShardId, Shard<R>>,
     pub(crate) log: Log<R>,
     pub(crate) manifest: Manifest<R>,
     pub(crate) segments: Segments<R>,
-    pub(crate) pins: Pins,
+    pub(crate) epochs: Rc<Epochs>,
+    pub(crate) run_caches: Rc<RunCaches>,
     pub(crate) next_number: u64,
 }
 
 impl<R: Runtime> Inner<R> {
     pub(crate) fn new(runtime: R, options: Options, parts: Parts<R>) -> Rc<Self> {
         let cache = RefCell::new(ValueCache::new(options.value_cache_bytes));
+        let reclaiming = Reclaiming::new(parts.log.head.segment, parts.segments.used.keys().copied());
         Rc::new(Self {
             runtime,
             options,
@@ -78,8 +96,12 @@ impl<R: Runtime> Inner<R> {
             segments: RefCell::new(parts.segments),
             making: Rc::new(Gate::default()),
             maintenance_wake: Notify::new(),
-            pins: parts.pins,
-            epochs: Rc::default(),
+            pins: Pins::default(),
+            lives: Pins::default(),
+            run_caches: parts.run_caches,
+            merging_wake: Notify::new(),
+            reclaiming: RefCell::new(reclaiming),
+            epochs: parts.epochs,
             floors: RefCell::default(),
             cache,
             poison: RefCell::new(None),
@@ -134,6 +156,10 @@ impl<R: Runtime> Inner<R> {
         self.gates.borrow_mut().entry(shard).or_default().clone()
     }
 
+    pub(crate) fn run_identity(&self, shard: ShardId, number: u64) -> RunIdentity {
+        RunIdentity { log: self.options.log, shard, number, nonce: self.nonce() }
+    }
+
     pub(crate) fn checkpoint_identity(&self, shard: ShardId, number: u64) -> CheckpointIdentity {
         CheckpointIdentity { log: self.options.log, shard, number, nonce: self.nonce() }
     }
@@ -166,9 +192,15 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// Where the log takes over from a manifest frame that is written now.
-    pub(crate) fn tail_now(&self, id: ShardId, shard: &Shard) -> ReplayRecord {
+    pub(crate) fn tail_now(&self, id: ShardId, shard: &Shard<R>) -> ReplayRecord {
+        self.tail_behind(id, shard, shard.checkpoint.applied)
+    }
+
+    /// The same for a frame that also makes a checkpoint at `applied` count.
+    pub(crate) fn tail_behind(&self, id: ShardId, shard: &Shard<R>, applied: Index) -> ReplayRecord {
         let next = self.next_place();
-        let needed = [shard.first_needed(), self.log.borrow().unfinished(id)].into_iter().flatten();
+        let first = shard.entry(applied.next()).map(|entry| entry.place);
+        let needed = [first, self.log.borrow().unfinished(id)].into_iter().flatten();
         ReplayRecord {
             hard_state: shard.hard_state,
             hard_state_sequence: next.sequence - 1,
@@ -182,32 +214,34 @@ impl<R: Runtime> Inner<R> {
         Place { sequence: log.durable_sequence() + 1, segment: log.head.segment }
     }
 
-    /// Appends a frame to the manifest. `changes` is asked once it is this frame's turn. A failure poisons
-    /// the log: what the manifest says after a restart is unknown.
+    /// Appends a frame to the manifest. `changes` is asked once it is this frame's turn; `then` follows at once when
+    /// the frame is durable, before any other. A failure poisons the log: what the manifest says after a restart is
+    /// unknown. Without changes nothing is written, and `then` is not called: false.
     pub(crate) async fn publish(
         &self,
         changes: impl FnOnce() -> Vec<ManifestChange>,
-    ) -> Result<(), LogError> {
+        then: impl FnOnce(),
+    ) -> Result<bool, LogError> {
         let appender = self.manifest.appender().await;
         self.check_poison()?;
         let changes = changes();
         if changes.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         if let Err(error) = appender.append(&self.runtime, changes).await {
             return Err(self.poison(format!("writing the manifest: {error}")));
         }
         self.statistics.borrow_mut().manifest_frames += 1;
-        Ok(())
+        then();
+        Ok(true)
     }
 
     /// A handle on a checkpoint file that is, or is about to be, the shard's.
     pub(crate) fn checkpoint_file(
         self: &Rc<Self>,
         shard: ShardId,
-        record: CheckpointFileRecord,
+        record: MetaFileRecord,
     ) -> Rc<CheckpointFile> {
-        let pin = self.pins.pin(record.segments.iter().copied());
         let inner = Rc::downgrade(self);
         let remove = Box::new(move |number| {
             let Some(inner) = inner.upgrade() else { return };
@@ -221,7 +255,7 @@ impl<R: Runtime> Inner<R> {
             });
             inner.maintenance_wake.notify();
         });
-        Rc::new(CheckpointFile { record, _pin: pin, retired: Cell::new(false), remove })
+        Rc::new(CheckpointFile { record, retired: Cell::new(false), remove })
     }
 
     /// A segment for the writer: a spare one, a dead one, or a new one.
@@ -296,47 +330,22 @@ impl<R: Runtime> Inner<R> {
 
     /// Moves the start of replay forward for every shard whose recorded start holds back a whole segment for
     /// nothing: its hard state is carried over, and the records that it needs are later.
-    async fn advance(&self) -> Result<(), LogError> {
-        self.publish(|| {
-            let shards = self.shards.borrow();
-            let tails = shards.iter().filter_map(|(id, shard)| {
-                let recorded = self.manifest.tail(*id)?;
-                let now = self.tail_now(*id, shard);
-                let gains = now.replay.segment > recorded.replay.segment && !shard.closing;
-                gains.then_some(ManifestChange::Advance(*id, now))
-            });
-            tails.collect()
-        })
+    pub(crate) async fn advance(&self) -> Result<(), LogError> {
+        self.publish(
+            || {
+                let shards = self.shards.borrow();
+                let tails = shards.iter().filter_map(|(id, shard)| {
+                    let recorded = self.manifest.tail(*id)?;
+                    let now = self.tail_now(*id, shard);
+                    let gains = now.replay.segment > recorded.replay.segment && !shard.closing;
+                    gains.then_some(ManifestChange::Advance(*id, now))
+                });
+                tails.collect()
+            },
+            || {},
+        )
         .await
-    }
-
-    /// Turns dead segments into spare ones. A segment is dead when every shard's replay starts behind it, no
-    /// index, checkpoint, snapshot, installation or read points into it, and it is not being written.
-    pub(crate) fn reclaim(&self) {
-        let log = self.log.borrow();
-        let mut oldest = log.head.segment;
-        oldest = self.manifest.oldest_needed().map_or(oldest, |needed| needed.min(oldest));
-        oldest = self.floors.borrow().values().copied().fold(oldest, SegmentId::min);
-        let unfinished = log.unfinished_segments();
-        let mut shards = self.shards.borrow_mut();
-        let live: BTreeSet<SegmentId> = shards.values().flat_map(|shard| shard.index.segments()).collect();
-        let mut segments = self.segments.borrow_mut();
-        let dead: Vec<SegmentId> = segments
-            .used
-            .range(..oldest)
-            .map(|(segment, _)| *segment)
-            .filter(|segment| {
-                !live.contains(segment) && !self.pins.is_pinned(*segment) && !unfinished.contains(segment)
-            })
-            .collect();
-        for segment in dead {
-            for shard in shards.values_mut() {
-                shard.forget_segment(segment);
-            }
-            let file = segments.used.remove(&segment).expect("it was just listed");
-            segments.spare.push_back(file);
-            self.statistics.borrow_mut().segments_recycled += 1;
-        }
+        .map(drop)
     }
 }
 

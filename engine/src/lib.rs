@@ -72,28 +72,25 @@
 mod batch;
 mod cache;
 mod checkpoint;
-#[allow(dead_code, reason = "the index that is made of runs comes next")]
 mod epochs;
 mod error;
 mod format;
 mod gate;
 mod health;
-#[allow(dead_code, unused_imports, reason = "the index that is made of runs comes next")]
 mod index;
-mod index_in_memory;
 mod inner;
 pub mod inspect;
 mod log;
 mod manifest;
 mod mark;
-#[allow(dead_code, reason = "the index that is made of runs comes next")]
+mod merging;
 mod packed;
 mod publish;
 mod read;
+mod reclaim;
 mod record;
 mod recovery;
 mod replay;
-#[allow(dead_code, unused_imports, reason = "the index that is made of runs comes next")]
 mod run;
 mod segment;
 mod shard;

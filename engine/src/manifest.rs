@@ -1,4 +1,4 @@
-//! The manifest: which shards this log has, where each one's checkpoint is and where its replay starts.
+//! The manifest: which shards this log has, what each one's checkpoint is made of and where its replay starts.
 //!
 //! A file of frames, each whole blocks, chained like batches. The first frame of a file holds the whole state,
 //! the others changes. When a file is full the next one is written, with the whole state of that moment, made
@@ -20,6 +20,7 @@ use crate::format::{
     padded, put_string,
 };
 use crate::gate::{Gate, Pass};
+use crate::run::RunRecord;
 use crate::types::{CheckpointMeta, HardState, Index, LogId, Place, ReplicaId, SegmentId, ShardId, Term};
 
 /// Length of a frame's header.
@@ -31,33 +32,29 @@ pub(crate) const FLAG_WHOLE: u32 = 1;
 /// Shortest manifest file.
 const FILE_BYTES_MIN: usize = 256 << 10;
 
-/// Where a checkpoint's content is.
+/// Where a checkpoint's meta data is: membership and the state machine's part.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum CheckpointPlace {
-    /// In the manifest itself: there are no keys.
+pub(crate) enum MetaPlace {
+    /// In the manifest itself.
     Inline {
         /// Membership.
         configuration: Bytes,
         /// The state machine's part.
         machine: Bytes,
     },
-    /// In a file.
-    File(CheckpointFileRecord),
+    /// In a file: it is too long for the manifest.
+    File(MetaFileRecord),
 }
 
 /// What the manifest knows of a checkpoint file.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct CheckpointFileRecord {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct MetaFileRecord {
     /// The number in its name.
     pub(crate) number: u64,
     /// Its length in bytes.
     pub(crate) length: u64,
     /// The checksum over all block checksums.
     pub(crate) root: u64,
-    /// How many keys.
-    pub(crate) items: u64,
-    /// The segments that its slots point into, ascending.
-    pub(crate) segments: Vec<SegmentId>,
 }
 
 /// All that the manifest knows of a shard.
@@ -68,7 +65,9 @@ pub(crate) struct ShardRecord {
     pub(crate) generation: u64,
     pub(crate) applied: Index,
     pub(crate) term: Term,
-    pub(crate) place: CheckpointPlace,
+    pub(crate) meta: MetaPlace,
+    /// The index as of `applied`, newest run first.
+    pub(crate) runs: Vec<RunRecord>,
     pub(crate) tail: ReplayRecord,
     /// Why the replica may have forgotten what it acknowledged, if it may have.
     pub(crate) suspect: Option<String>,
@@ -93,6 +92,8 @@ pub(crate) enum ManifestChange {
     Advance(ShardId, ReplayRecord),
     /// The shard is gone.
     Remove(ShardId),
+    /// The shard's runs are now these, newest first; they hold the same state.
+    Runs(ShardId, Vec<RunRecord>),
     /// The shard's replica may have forgotten what it acknowledged, and why; or is whole again.
     Suspect(ShardId, Option<String>),
 }
@@ -118,6 +119,11 @@ impl ManifestChange {
                 out.extend_from_slice(&shard.0.to_le_bytes());
                 put_reason(out, reason.as_deref());
             }
+            Self::Runs(shard, runs) => {
+                out.push(5);
+                out.extend_from_slice(&shard.0.to_le_bytes());
+                put_runs(out, runs);
+            }
         }
     }
 
@@ -127,9 +133,29 @@ impl ManifestChange {
             2 => Some(Self::Advance(ShardId(reader.u32()?), ReplayRecord::decode(reader)?)),
             3 => Some(Self::Remove(ShardId(reader.u32()?))),
             4 => Some(Self::Suspect(ShardId(reader.u32()?), decode_reason(reader)?)),
+            5 => Some(Self::Runs(ShardId(reader.u32()?), decode_runs(reader)?)),
             _ => None,
         }
     }
+}
+
+/// A run set: the number of runs (u32), and each run.
+fn put_runs(out: &mut Vec<u8>, runs: &[RunRecord]) {
+    out.extend_from_slice(&length_u32(runs.len()).to_le_bytes());
+    for run in runs {
+        for field in [run.number, run.length, run.root, run.items] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+    }
+}
+
+fn decode_runs(reader: &mut Reader<'_>) -> Option<Vec<RunRecord>> {
+    let count = reader.u32()?;
+    let run = |reader: &mut Reader<'_>| {
+        let (number, length) = (reader.u64()?, reader.u64()?);
+        Some(RunRecord { number, length, root: reader.u64()?, items: reader.u64()? })
+    };
+    (0..count).map(|_| run(reader)).collect()
 }
 
 /// A reason: whether there is one (u8), and its text.
@@ -176,24 +202,20 @@ impl ShardRecord {
         out.extend_from_slice(&self.term.0.to_le_bytes());
         self.tail.encode(out);
         put_reason(out, self.suspect.as_deref());
-        match &self.place {
-            CheckpointPlace::Inline { configuration, machine } => {
+        match &self.meta {
+            MetaPlace::Inline { configuration, machine } => {
                 out.push(0);
                 put_string(out, configuration);
                 put_string(out, machine);
             }
-            CheckpointPlace::File(file) => {
+            MetaPlace::File(file) => {
                 out.push(1);
                 out.extend_from_slice(&file.number.to_le_bytes());
                 out.extend_from_slice(&file.length.to_le_bytes());
                 out.extend_from_slice(&file.root.to_le_bytes());
-                out.extend_from_slice(&file.items.to_le_bytes());
-                out.extend_from_slice(&length_u32(file.segments.len()).to_le_bytes());
-                for segment in &file.segments {
-                    out.extend_from_slice(&segment.0.to_le_bytes());
-                }
             }
         }
+        put_runs(out, &self.runs);
     }
 
     fn decode(reader: &mut Reader<'_>) -> Option<Self> {
@@ -204,26 +226,24 @@ impl ShardRecord {
         let term = Term(reader.u64()?);
         let tail = ReplayRecord::decode(reader)?;
         let suspect = decode_reason(reader)?;
-        let place = match reader.u8()? {
-            0 => CheckpointPlace::Inline {
+        let meta = match reader.u8()? {
+            0 => MetaPlace::Inline {
                 configuration: Bytes::copy_from_slice(reader.string()?),
                 machine: Bytes::copy_from_slice(reader.string()?),
             },
             1 => {
                 let (number, length) = (reader.u64()?, reader.u64()?);
-                let (root, items) = (reader.u64()?, reader.u64()?);
-                let count = reader.u32()?;
-                let segments = (0..count).map(|_| reader.u64().map(SegmentId)).collect::<Option<Vec<_>>>()?;
-                CheckpointPlace::File(CheckpointFileRecord { number, length, root, items, segments })
+                MetaPlace::File(MetaFileRecord { number, length, root: reader.u64()? })
             }
             _ => return None,
         };
-        Some(Self { shard, replica, generation, applied, term, place, tail, suspect })
+        let runs = decode_runs(reader)?;
+        Some(Self { shard, replica, generation, applied, term, meta, runs, tail, suspect })
     }
 
-    /// The meta data of an inline checkpoint.
+    /// The meta data that stands in the manifest itself.
     pub(crate) fn inline_meta(&self) -> Option<CheckpointMeta> {
-        let CheckpointPlace::Inline { configuration, machine } = &self.place else { return None };
+        let MetaPlace::Inline { configuration, machine } = &self.meta else { return None };
         Some(CheckpointMeta {
             applied: self.applied,
             term: self.term,
@@ -309,6 +329,15 @@ pub(crate) fn decode_frame(bytes: &[u8]) -> Option<Frame> {
     body.is_empty().then_some(Frame { header, checksum: sum, length, changes })
 }
 
+/// The version of a frame that is whole, and of another version than this one's.
+fn other_version(bytes: &[u8]) -> Option<u16> {
+    let mut reader = Reader::new(bytes);
+    let (sum, magic, version) = (reader.u64()?, reader.u32()?, reader.u16()?);
+    let length = usize::try_from(Reader::new(bytes.get(52..)?).u32()?).ok()?;
+    let whole = checksum(MANIFEST_SEED, bytes.get(8..length)?) == sum;
+    (magic == FRAME_MAGIC && version != FORMAT_VERSION && whole).then_some(version)
+}
+
 /// The open manifest of a log.
 pub(crate) struct Manifest<R: Runtime> {
     directory: PathBuf,
@@ -344,6 +373,10 @@ pub(crate) fn apply(shards: &mut BTreeMap<ShardId, ShardRecord>, change: Manifes
             None => return false,
         },
         ManifestChange::Remove(shard) => return shards.remove(&shard).is_some(),
+        ManifestChange::Runs(shard, runs) => match shards.get_mut(&shard) {
+            Some(record) => record.runs = runs,
+            None => return false,
+        },
         ManifestChange::Suspect(shard, reason) => match shards.get_mut(&shard) {
             Some(record) => record.suspect = reason,
             None => return false,
@@ -388,7 +421,8 @@ impl<R: Runtime> Manifest<R> {
                     let made_more = names.iter().any(|name| {
                         number > 1
                             || number_after(name, crate::format::SEGMENT_PREFIX).is_some()
-                            || number_after(name, crate::format::CHECKPOINT_PREFIX).is_some()
+                            || crate::checkpoint::parse_name(name).is_some()
+                            || crate::run::parse_name(name).is_some()
                     });
                     if made_more {
                         return Err(damaged(&path, 0, "the manifest's first frame is invalid").into());
@@ -547,6 +581,10 @@ async fn load_file<R: Runtime>(
     let first = decode_frame(&bytes).filter(|frame| {
         frame.header.number == number && frame.header.offset == 0 && frame.header.flags & FLAG_WHOLE != 0
     });
+    if let Some(version) = other_version(&bytes) {
+        let what = format!("it is of format version {version}; this version of Krita reads {FORMAT_VERSION}");
+        return Err(OpenError::Mismatch { path: path.to_owned(), what });
+    }
     let Some(first) = first else {
         return match later_frame(0, 0) {
             Some(_) => Err(damaged(path, 0, "the first frame is invalid, with valid ones behind it").into()),
@@ -597,32 +635,27 @@ mod tests {
             hard_state_sequence: 12,
             replay: Place { segment: SegmentId(4), sequence: 11 },
         };
-        let record = |place| ShardRecord {
+        let run = |number| RunRecord { number, length: 8192, root: 5, items: 6 };
+        let record = |meta| ShardRecord {
             shard: ShardId(5),
             replica: ReplicaId(6),
             generation: 2,
             applied: Index(7),
             term: Term(3),
-            place,
+            meta,
+            runs: vec![run(8), run(7)],
             tail,
             suspect: Some("why".to_owned()),
         };
-        let inline = CheckpointPlace::Inline {
-            configuration: Bytes::from_static(b"abc"),
-            machine: Bytes::from_static(b""),
-        };
-        let file = CheckpointPlace::File(CheckpointFileRecord {
-            number: 1,
-            length: 8192,
-            root: 77,
-            items: 3,
-            segments: vec![SegmentId(1), SegmentId(4)],
-        });
+        let inline =
+            MetaPlace::Inline { configuration: Bytes::from_static(b"abc"), machine: Bytes::from_static(b"") };
+        let file = MetaPlace::File(MetaFileRecord { number: 1, length: 8192, root: 77 });
         let changes = vec![
             ManifestChange::Put(Box::new(record(inline))),
             ManifestChange::Put(Box::new(record(file))),
             ManifestChange::Advance(ShardId(5), tail),
             ManifestChange::Suspect(ShardId(5), None),
+            ManifestChange::Runs(ShardId(5), vec![run(9)]),
             ManifestChange::Remove(ShardId(5)),
         ];
         let identity = LogIdentity { log: LogId(1), nonce: 99, segment_bytes: 1 << 20 };

@@ -74,7 +74,7 @@ impl Packer {
         self.items.push(PackedItem { key: Bytes::copy_from_slice(key), version, offset, length });
     }
 
-    fn finish(mut self) -> (Bytes, Vec<PackedItem>) {
+    pub(crate) fn finish(mut self) -> (Bytes, Vec<PackedItem>) {
         let count = length_u32(self.items.len());
         self.payload[..PACKED_HEADER_BYTES].copy_from_slice(&count.to_le_bytes());
         (self.payload.freeze(), self.items)

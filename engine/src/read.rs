@@ -36,7 +36,12 @@ impl<R: Runtime> Inner<R> {
 
     /// Reads bytes of a segment, all of them. The caller pins the segment and is not dropped meanwhile.
     async fn read_exact(&self, segment: SegmentId, offset: u32, length: u32) -> Result<Bytes, ReadError> {
-        let file = self.segments.borrow().used.get(&segment).cloned().ok_or(ReadError::Stale)?;
+        let Some(file) = self.segments.borrow().used.get(&segment).cloned() else {
+            if self.reclaiming.borrow().was_missing(segment) {
+                return Err(self.corruption(segment, offset, format!("no file holds {segment}")).into());
+            }
+            return Err(ReadError::Stale);
+        };
         let read = file.file.read_at(u64::from(offset), length as usize).await;
         let bytes = read.map_err(|error| ReadError::Io {
             file: Segments::<R>::path(&self.options.directory, file.number),

@@ -1,4 +1,6 @@
-//! Opening a log: the manifest, then the log behind each shard's start of replay, then the checkpoints.
+//! Opening a log: the manifest, the checkpoints that it names, then the log behind each shard's start of replay.
+//!
+//! The time that this takes grows with what was written since the checkpoints, not with the data.
 //!
 //! The rule that everything hangs on. One batch is in flight at a time, so only the last can be torn:
 //!
@@ -9,26 +11,33 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
 use krita_runtime::{File, Runtime};
 
 use crate::batch::{self, BATCH_HEADER_BYTES, CheckedHeader};
-use crate::checkpoint::{self, Block, CheckpointIdentity, FileReader};
+use crate::checkpoint::{self, CheckpointIdentity};
+use crate::epochs::Epochs;
 use crate::error::{Corruption, OpenError, ReadError};
-use crate::format::{BLOCK, SEGMENT_PREFIX, number_after, padded};
-use crate::index_in_memory::KeyIndex;
+use crate::format::{BLOCK, MANIFEST_PREFIX, SEGMENT_PREFIX, number_after, padded};
+use crate::index::ShardIndex;
 use crate::log::Head;
-use crate::manifest::{CheckpointPlace, LogIdentity, Manifest, ShardRecord};
+use crate::manifest::{LogIdentity, Manifest, MetaPlace, ShardRecord};
 use crate::record::{self, record_bytes};
 use crate::replay::Replaying;
+use crate::run::{self, Run, RunCaches, RunIdentity, RunRecord};
 use crate::segment::{self, SEGMENT_BODY, SEGMENT_OPEN, SegmentFile, SegmentHeader, Segments};
 use crate::shard::Shard;
-use crate::types::{CheckpointMeta, Options, Place, SegmentId, ShardId};
+use crate::types::{Options, Place, SegmentId, ShardId};
 
 /// Bytes that the scan reads at once.
 const WINDOW_BYTES: usize = 1 << 20;
+
+/// Runs that are opened at once.
+const RUNS_AT_ONCE: usize = 16;
 
 /// What was found.
 pub(crate) struct Recovered<R: Runtime> {
@@ -36,7 +45,9 @@ pub(crate) struct Recovered<R: Runtime> {
     pub(crate) segments: Segments<R>,
     pub(crate) head: Head<R>,
     /// Each shard with the manifest's record of it.
-    pub(crate) shards: BTreeMap<ShardId, (Shard, ShardRecord)>,
+    pub(crate) shards: BTreeMap<ShardId, (Shard<R>, ShardRecord)>,
+    pub(crate) epochs: Rc<Epochs>,
+    pub(crate) run_caches: Rc<RunCaches>,
     pub(crate) next_number: u64,
     /// Files that nothing refers to.
     pub(crate) orphans: Vec<PathBuf>,
@@ -59,6 +70,7 @@ pub(crate) async fn recover<R: Runtime>(runtime: &R, options: &Options) -> Resul
     let manifest = match Manifest::load(runtime, directory).await? {
         Some(manifest) => manifest,
         None => {
+            refuse_foreign(runtime, directory).await?;
             let identity = LogIdentity {
                 log: options.log,
                 nonce: runtime.random_u64(),
@@ -71,8 +83,27 @@ pub(crate) async fn recover<R: Runtime>(runtime: &R, options: &Options) -> Resul
         let what = format!("it holds {}, not {}", manifest.identity.log, options.log);
         return Err(OpenError::Mismatch { path: directory.clone(), what });
     }
-    let recovery = Recovery { runtime, options, nonce: manifest.identity.nonce, manifest };
+    let run_caches = RunCaches::new(options.block_cache_bytes, options.filter_bytes);
+    let (nonce, epochs) = (manifest.identity.nonce, Rc::default());
+    let recovery = Recovery { runtime, options, nonce, manifest, epochs, run_caches };
     recovery.run().await
+}
+
+/// A new log is made in an empty directory only: any other is somebody else's, or a log that lost its manifest.
+async fn refuse_foreign<R: Runtime>(runtime: &R, directory: &Path) -> Result<(), OpenError> {
+    let names = runtime.list_directory(directory).await.map_err(|error| OpenError::io(directory, error))?;
+    let harmless = |name: &PathBuf| {
+        // The beginnings of a first manifest, or what a new file system comes with.
+        number_after(name, MANIFEST_PREFIX).is_some() || name.file_name().is_some_and(|it| it == "lost+found")
+    };
+    match names.into_iter().find(|name| !harmless(name)) {
+        Some(name) => {
+            let name = name.file_name().unwrap_or(name.as_os_str()).to_string_lossy().into_owned();
+            let what = format!("it holds {name} but no manifest of a log: name an empty directory");
+            Err(OpenError::Mismatch { path: directory.to_owned(), what })
+        }
+        None => Ok(()),
+    }
 }
 
 struct Recovery<'a, R: Runtime> {
@@ -80,6 +111,8 @@ struct Recovery<'a, R: Runtime> {
     options: &'a Options,
     nonce: u64,
     manifest: Manifest<R>,
+    epochs: Rc<Epochs>,
+    run_caches: Rc<RunCaches>,
 }
 
 /// Segment files by what their headers say.
@@ -128,10 +161,7 @@ impl<R: Runtime> Recovery<'_, R> {
         let mut found = self.find_segments().await?;
         let records = self.manifest.shards();
         self.check_references(&found, &records)?;
-        let mut replaying = BTreeMap::new();
-        for (id, record) in records {
-            replaying.insert(id, self.load_checkpoint(record).await?);
-        }
+        let mut replaying = self.load_checkpoints(records).await?;
         let chain = self.scan(&found, &mut replaying).await?;
         let shards = self.settle(&chain, replaying)?;
         let orphans = self.orphans(&shards, &mut found).await?;
@@ -203,41 +233,63 @@ impl<R: Runtime> Recovery<'_, R> {
         Ok(())
     }
 
-    /// Every segment that a checkpoint or a replay needs must be there.
+    /// Every segment in which a replay starts must be there. Whether those are that slots point into is found out
+    /// when they are read: runs may hold slots that newer ones hide, and whose segments were used again.
     fn check_references(
         &self,
         found: &Found<R>,
         records: &BTreeMap<ShardId, ShardRecord>,
     ) -> Result<(), OpenError> {
         for record in records.values() {
-            let referred: &[SegmentId] = match &record.place {
-                CheckpointPlace::File(file) => &file.segments,
-                CheckpointPlace::Inline { .. } => &[],
-            };
-            for segment in referred.iter().chain([&record.tail.replay.segment]) {
-                if !found.used.contains_key(segment) {
-                    let what = format!("{} needs {segment}, which no file holds", record.shard);
-                    let file = self.options.directory.clone();
-                    return Err(Corruption { file, offset: 0, what, sequences: None }.into());
-                }
+            let segment = record.tail.replay.segment;
+            if !found.used.contains_key(&segment) {
+                let what = format!("{} needs {segment}, which no file holds", record.shard);
+                let file = self.options.directory.clone();
+                return Err(Corruption { file, offset: 0, what, sequences: None }.into());
             }
         }
         Ok(())
     }
 
-    async fn load_checkpoint(&self, record: ShardRecord) -> Result<Replaying, OpenError> {
-        let mut index = KeyIndex::default();
-        let meta = match &record.place {
-            CheckpointPlace::Inline { .. } => record.inline_meta().unwrap_or_default(),
-            CheckpointPlace::File(file) => {
-                let identity = CheckpointIdentity {
-                    log: self.options.log,
-                    shard: record.shard,
-                    number: file.number,
-                    nonce: self.nonce,
-                };
-                let load = self.load_file(identity, file.clone(), &mut index).await;
-                load.map_err(|error| self.open_error(error))?
+    /// Opens every shard's runs, some at once, and reads the meta data. No slot is read: the time that this takes
+    /// grows with the runs' filters and block indexes.
+    async fn load_checkpoints(
+        &self,
+        records: BTreeMap<ShardId, ShardRecord>,
+    ) -> Result<BTreeMap<ShardId, Replaying<R>>, OpenError> {
+        let all = records.values().flat_map(|record| record.runs.iter().map(|run| (record.shard, *run)));
+        let all: Vec<(ShardId, RunRecord)> = all.collect();
+        let opening = all.iter().map(|(shard, run)| async move {
+            let (log, number, nonce) = (self.options.log, run.number, self.nonce);
+            let identity = RunIdentity { log, shard: *shard, number, nonce };
+            Run::open(self.runtime, &self.options.directory, identity, *run, &self.run_caches).await
+        });
+        // All of them come to their end, whatever fails: a read in flight is not dropped.
+        let opened: Vec<_> = stream::iter(opening).buffered(RUNS_AT_ONCE).collect().await;
+        let mut runs: BTreeMap<ShardId, Vec<Rc<Run<R>>>> = BTreeMap::new();
+        for ((shard, _), run) in all.iter().zip(opened) {
+            runs.entry(*shard).or_default().push(run.map_err(|error| self.open_error(error))?);
+        }
+        let mut replaying = BTreeMap::new();
+        for (id, record) in records {
+            let runs = runs.remove(&id).unwrap_or_default();
+            replaying.insert(id, self.load_checkpoint(record, runs).await?);
+        }
+        Ok(replaying)
+    }
+
+    async fn load_checkpoint(
+        &self,
+        record: ShardRecord,
+        runs: Vec<Rc<Run<R>>>,
+    ) -> Result<Replaying<R>, OpenError> {
+        let meta = match &record.meta {
+            MetaPlace::Inline { .. } => record.inline_meta().unwrap_or_default(),
+            MetaPlace::File(file) => {
+                let (log, shard, number, nonce) = (self.options.log, record.shard, file.number, self.nonce);
+                let identity = CheckpointIdentity { log, shard, number, nonce };
+                let read = checkpoint::read(self.runtime, &self.options.directory, identity, *file).await;
+                read.map_err(|error| self.open_error(error))?
             }
         };
         if (meta.applied, meta.term, meta.generation) != (record.applied, record.term, record.generation) {
@@ -245,30 +297,10 @@ impl<R: Runtime> Recovery<'_, R> {
             let what = format!("the checkpoint of {} is not the published one", record.shard);
             return Err(Corruption { file, offset: 0, what, sequences: None }.into());
         }
+        let index = ShardIndex::new(self.runtime, &self.epochs, runs);
         let mut shard = Shard::new(record.replica, record.tail.hard_state, meta, None, index);
         shard.suspect = record.suspect.clone();
         Ok(Replaying { shard, record, partial: None })
-    }
-
-    async fn load_file(
-        &self,
-        identity: CheckpointIdentity,
-        file: crate::manifest::CheckpointFileRecord,
-        index: &mut KeyIndex,
-    ) -> Result<CheckpointMeta, ReadError> {
-        let mut reader = FileReader::open(self.runtime, &self.options.directory, identity, file).await?;
-        loop {
-            match reader.next().await? {
-                Block::Items(items) => {
-                    for (key, slot) in items {
-                        index.put(key, slot);
-                    }
-                    self.runtime.pause().await;
-                }
-                Block::Meta => {}
-                Block::End(meta) => return Ok(meta),
-            }
-        }
     }
 
     fn open_error(&self, error: ReadError) -> OpenError {
@@ -288,7 +320,7 @@ impl<R: Runtime> Recovery<'_, R> {
     async fn scan(
         &self,
         found: &Found<R>,
-        shards: &mut BTreeMap<ShardId, Replaying>,
+        shards: &mut BTreeMap<ShardId, Replaying<R>>,
     ) -> Result<Chain, OpenError> {
         let Some(newest) = found.used.keys().next_back().copied() else {
             let chain = Chain { segment: SegmentId(0), offset: 0, sequence: 1, previous: 0 };
@@ -331,7 +363,7 @@ impl<R: Runtime> Recovery<'_, R> {
         &self,
         file: &SegmentFile<R>,
         chain: &mut Chain,
-        shards: &mut BTreeMap<ShardId, Replaying>,
+        shards: &mut BTreeMap<ShardId, Replaying<R>>,
     ) -> Result<(), OpenError> {
         let mut window = self.window(file);
         while let Some((checked, batch)) = self.next_batch(&mut window, chain).await? {
@@ -377,7 +409,7 @@ impl<R: Runtime> Recovery<'_, R> {
         number: u32,
         checked: &CheckedHeader,
         batch: &Bytes,
-        shards: &mut BTreeMap<ShardId, Replaying>,
+        shards: &mut BTreeMap<ShardId, Replaying<R>>,
     ) -> Result<(), OpenError> {
         let header = &checked.header;
         let place = Place { sequence: header.sequence, segment: header.segment };
@@ -458,8 +490,8 @@ impl<R: Runtime> Recovery<'_, R> {
     fn settle(
         &self,
         chain: &Chain,
-        replaying: BTreeMap<ShardId, Replaying>,
-    ) -> Result<BTreeMap<ShardId, (Shard, ShardRecord)>, OpenError> {
+        replaying: BTreeMap<ShardId, Replaying<R>>,
+    ) -> Result<BTreeMap<ShardId, (Shard<R>, ShardRecord)>, OpenError> {
         let mut shards = BTreeMap::new();
         for (id, Replaying { mut shard, record, .. }) in replaying {
             let file = self.options.directory.clone();
@@ -482,18 +514,24 @@ impl<R: Runtime> Recovery<'_, R> {
 
     async fn orphans(
         &self,
-        shards: &BTreeMap<ShardId, (Shard, ShardRecord)>,
+        shards: &BTreeMap<ShardId, (Shard<R>, ShardRecord)>,
         found: &mut Found<R>,
     ) -> Result<Vec<PathBuf>, OpenError> {
         let directory = &self.options.directory;
         let names = self.runtime.list_directory(directory).await.map_err(|e| OpenError::io(directory, e))?;
         let mut orphans = std::mem::take(&mut found.orphans);
         for name in names {
-            let Some((shard, number)) = checkpoint::parse_name(&name) else { continue };
-            let current = shards.get(&shard).is_some_and(|(_, record)| match &record.place {
-                CheckpointPlace::File(file) => file.number == number,
-                CheckpointPlace::Inline { .. } => false,
-            });
+            let record = |shard| shards.get(&shard).map(|(_, record)| record);
+            let current = if let Some((shard, number)) = checkpoint::parse_name(&name) {
+                record(shard).is_some_and(|record| match record.meta {
+                    MetaPlace::File(file) => file.number == number,
+                    MetaPlace::Inline { .. } => false,
+                })
+            } else if let Some((shard, number)) = run::parse_name(&name) {
+                record(shard).is_some_and(|record| record.runs.iter().any(|run| run.number == number))
+            } else {
+                continue;
+            };
             if !current {
                 orphans.extend(name.file_name().map(|name| directory.join(name)));
             }
@@ -506,7 +544,7 @@ impl<R: Runtime> Recovery<'_, R> {
         self,
         found: Found<R>,
         chain: Chain,
-        shards: BTreeMap<ShardId, (Shard, ShardRecord)>,
+        shards: BTreeMap<ShardId, (Shard<R>, ShardRecord)>,
         orphans: Vec<PathBuf>,
     ) -> Result<Recovered<R>, OpenError> {
         let directory = &self.options.directory;
@@ -534,13 +572,18 @@ impl<R: Runtime> Recovery<'_, R> {
             },
             None => self.first_segment(&mut segments).await.map_err(failed)?,
         };
-        let used_number = shards.values().map(|(_, record)| match &record.place {
-            CheckpointPlace::File(file) => file.number,
-            CheckpointPlace::Inline { .. } => 0,
+        let used_numbers = shards.values().flat_map(|(_, record)| {
+            let meta = match record.meta {
+                MetaPlace::File(file) => file.number,
+                MetaPlace::Inline { .. } => 0,
+            };
+            record.runs.iter().map(|run| run.number).chain([meta])
         });
-        let orphan_number = orphans.iter().filter_map(|path| checkpoint::parse_name(path)).map(|(_, n)| n);
-        let next_number = used_number.chain(orphan_number).max().unwrap_or(0) + 1;
-        Ok(Recovered { manifest: self.manifest, segments, head, shards, next_number, orphans })
+        let name = |path: &PathBuf| checkpoint::parse_name(path).or_else(|| run::parse_name(path));
+        let orphan_numbers = orphans.iter().filter_map(name).map(|(_, number)| number);
+        let next_number = used_numbers.chain(orphan_numbers).max().unwrap_or(0) + 1;
+        let (manifest, epochs, run_caches) = (self.manifest, self.epochs, self.run_caches);
+        Ok(Recovered { manifest, segments, head, shards, epochs, run_caches, next_number, orphans })
     }
 
     /// Puts the very first segment to use.

@@ -1,13 +1,15 @@
 //! Taking the log's records into a shard, one by one in the order of the log, at start.
 
+use krita_runtime::Runtime;
+
 use crate::manifest::ShardRecord;
 use crate::record::{self, RecordHeader, RecordKind};
 use crate::shard::{EntryPlace, Shard};
 use crate::types::{Extent, Extents, Index, Place};
 
 /// What the scan knows of each shard.
-pub(crate) struct Replaying {
-    pub(crate) shard: Shard,
+pub(crate) struct Replaying<R: Runtime> {
+    pub(crate) shard: Shard<R>,
     pub(crate) record: ShardRecord,
     /// An entry whose last pieces have not come yet.
     pub(crate) partial: Option<Partial>,
@@ -21,7 +23,7 @@ pub(crate) struct Partial {
     first: Place,
 }
 
-impl Replaying {
+impl<R: Runtime> Replaying<R> {
     /// Takes in one record, in the order of the log.
     pub(crate) fn replay(
         &mut self,

@@ -7,7 +7,7 @@
 //! ```
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -141,7 +141,7 @@ pub(crate) struct Pins {
 impl Pins {
     /// Holds `segments` until the pin is dropped.
     pub(crate) fn pin(&self, segments: impl IntoIterator<Item = SegmentId>) -> Pin {
-        let mut pin = Pin { pins: self.clone(), segments: Vec::new() };
+        let mut pin = Pin { pins: self.clone(), segments: BTreeSet::new() };
         for segment in segments {
             pin.add(segment);
         }
@@ -156,14 +156,13 @@ impl Pins {
 /// Segments held back.
 pub(crate) struct Pin {
     pins: Pins,
-    segments: Vec<SegmentId>,
+    segments: BTreeSet<SegmentId>,
 }
 
 impl Pin {
     /// Holds one more; each once per pin.
     pub(crate) fn add(&mut self, segment: SegmentId) {
-        if !self.segments.contains(&segment) {
-            self.segments.push(segment);
+        if self.segments.insert(segment) {
             *self.pins.counts.borrow_mut().entry(segment).or_default() += 1;
         }
     }

@@ -1,4 +1,4 @@
-//! One shard's state in memory: where its entries lie, what is durable of it, and its index.
+//! One shard's state: where its entries lie, what is durable of it, and its index.
 //!
 //! ```text
 //!        first          checkpoint.applied      applied          last
@@ -8,12 +8,16 @@
 //! ```
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
+use krita_runtime::Runtime;
+
 use crate::error::Corruption;
-use crate::index_in_memory::KeyIndex;
-use crate::segment::Pin;
+use crate::index::ShardIndex;
+use crate::manifest::MetaFileRecord;
+use crate::run::RunRecord;
+use crate::segment::{Pin, Pins};
 use crate::types::{
     CheckpointMeta, Extents, HardState, Index, Place, RecoveredShard, ReplicaId, SegmentId, ShardId, Term,
 };
@@ -31,9 +35,7 @@ pub(crate) struct EntryPlace {
 
 /// The last durable checkpoint's file. Removed when the last user lets go, if a newer one is published.
 pub(crate) struct CheckpointFile {
-    pub(crate) record: crate::manifest::CheckpointFileRecord,
-    /// Keeps the segments that the file's slots point into.
-    pub(crate) _pin: Pin,
+    pub(crate) record: MetaFileRecord,
     /// Told when the file is not needed any more.
     pub(crate) retired: Cell<bool>,
     pub(crate) remove: Box<dyn Fn(u64)>,
@@ -48,11 +50,11 @@ impl Drop for CheckpointFile {
 }
 
 /// See the module. `first - 1 <= checkpoint.applied <= applied <= last`.
-pub(crate) struct Shard {
+pub(crate) struct Shard<R: Runtime> {
     pub(crate) replica: ReplicaId,
     pub(crate) hard_state: HardState,
     pub(crate) checkpoint: CheckpointMeta,
-    /// None if the checkpoint is in the manifest itself.
+    /// None if the checkpoint's meta data is in the manifest itself.
     pub(crate) file: Option<Rc<CheckpointFile>>,
     first: Index,
     /// The term of entry `first - 1`.
@@ -63,7 +65,12 @@ pub(crate) struct Shard {
     pub(crate) applied: Index,
     /// The last entry once everything in the queue is durable.
     pub(crate) last_queued: Index,
-    pub(crate) index: KeyIndex,
+    /// Its runs are the durable checkpoint's; what was applied since is above them.
+    pub(crate) index: ShardIndex<R>,
+    /// For each run of the index, by number, the segments that its slots point into.
+    lives: BTreeMap<u64, Pin>,
+    /// Snapshots being sent: entries behind these stay readable.
+    holds: BTreeMap<u64, Index>,
     /// Replay met an entry ahead of its turn; right only if a later record shows that it was truncated.
     pub(crate) gap: bool,
     /// The shard is being replaced or removed: no writes.
@@ -74,13 +81,13 @@ pub(crate) struct Shard {
     pub(crate) damaged: Option<Corruption>,
 }
 
-impl Shard {
+impl<R: Runtime> Shard<R> {
     pub(crate) fn new(
         replica: ReplicaId,
         hard_state: HardState,
         checkpoint: CheckpointMeta,
         file: Option<Rc<CheckpointFile>>,
-        index: KeyIndex,
+        index: ShardIndex<R>,
     ) -> Self {
         let applied = checkpoint.applied;
         Self {
@@ -95,6 +102,8 @@ impl Shard {
             applied,
             last_queued: applied,
             index,
+            lives: BTreeMap::new(),
+            holds: BTreeMap::new(),
             gap: false,
             closing: false,
             suspect: None,
@@ -182,10 +191,43 @@ impl Shard {
             index = index.next();
         }
         self.checkpoint = meta;
-        while self.first.0 + (kept as u64) <= self.checkpoint.applied.0 {
+        self.drop_unkept(kept);
+        std::mem::replace(&mut self.file, file)
+    }
+
+    /// Forgets entries that the checkpoint covers, but for `kept` and for those that a snapshot's receiver will
+    /// ask for.
+    fn drop_unkept(&mut self, kept: usize) {
+        let held = self.holds.values().min().map_or(Index(u64::MAX), |after| after.next());
+        while self.first.0 + (kept as u64) <= self.checkpoint.applied.0 && self.first < held {
             self.drop_first();
         }
-        std::mem::replace(&mut self.file, file)
+    }
+
+    /// Keeps entries behind the present checkpoint until [`Shard::release`].
+    pub(crate) fn hold(&mut self, number: u64) {
+        self.holds.insert(number, self.checkpoint.applied);
+    }
+
+    pub(crate) fn release(&mut self, number: u64, kept: usize) {
+        if self.holds.remove(&number).is_some() {
+            self.drop_unkept(kept);
+        }
+    }
+
+    /// The runs of the durable checkpoint, newest first, as the manifest names them.
+    pub(crate) fn run_records(&self) -> Vec<RunRecord> {
+        self.index.runs().iter().map(|run| *run.record()).collect()
+    }
+
+    /// Notes which segments the runs of the index point into, after these have changed.
+    pub(crate) fn note_lives(&mut self, lives: &Pins) {
+        let runs = self.index.runs();
+        self.lives.retain(|number, _| runs.iter().any(|run| run.record().number == *number));
+        for run in runs {
+            let pin = || lives.pin(run.segments().keys().copied());
+            self.lives.entry(run.record().number).or_insert_with(pin);
+        }
     }
 
     fn drop_first(&mut self) {

@@ -1,5 +1,6 @@
 //! The store: the handle through which a core uses one log.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -7,13 +8,17 @@ use krita_runtime::{Runtime, TaskClass};
 
 use crate::error::{LogError, OpenError, ReadError};
 use crate::gate::{Gate, Pass, detached};
+use crate::index::{IndexView, ShardIndex};
 use crate::inner::{self, Inner, Parts};
 use crate::log::{self, Log, PIECE_BYTES_MIN, Work};
-use crate::manifest::{CheckpointPlace, ManifestChange, ShardRecord};
+use crate::manifest::{ManifestChange, MetaPlace, ShardRecord};
+use crate::merging;
+use crate::publish::write_meta;
 use crate::read;
 use crate::record::RECORD_HEADER_BYTES;
 use crate::recovery;
-use crate::segment::{Pins, SEGMENT_BODY};
+use crate::run::{Entry, Now};
+use crate::segment::SEGMENT_BODY;
 use crate::shard::Shard;
 use crate::snapshot::{Installer, SnapshotSource};
 use crate::submission::{self, Batch};
@@ -22,7 +27,7 @@ use crate::types::{
     ShardId, Slot, Statistics, Term, VALUE_CHECKSUM_BYTES, VersionNow,
 };
 
-/// Meta data up to this length stands in the manifest while a shard has no keys.
+/// Meta data up to this length stands in the manifest itself.
 pub(crate) const INLINE_BYTES_MAX: usize = 16 << 10;
 
 /// Opens the log in `options.directory`, or creates it if the directory has none, and brings it to the state
@@ -45,7 +50,7 @@ pub async fn open<R: Runtime>(
     let mut shards = std::collections::BTreeMap::new();
     let mut files = Vec::new();
     for (id, (shard, record)) in recovered.shards {
-        if let CheckpointPlace::File(file) = record.place {
+        if let MetaPlace::File(file) = record.meta {
             files.push((id, file));
         }
         shards.insert(id, shard);
@@ -56,7 +61,8 @@ pub async fn open<R: Runtime>(
         log: Log::new(recovered.head),
         manifest: recovered.manifest,
         segments: recovered.segments,
-        pins: Pins::default(),
+        epochs: recovered.epochs,
+        run_caches: recovered.run_caches,
         next_number: recovered.next_number,
     };
     let directory = options.directory.clone();
@@ -67,10 +73,17 @@ pub async fn open<R: Runtime>(
             shard.file = Some(file);
         }
     }
+    for shard in inner.shards.borrow_mut().values_mut() {
+        shard.note_lives(&inner.lives);
+    }
     let failed = |error| OpenError::io(&directory, error);
     inner.manifest.remove_others(&inner.runtime).await.map_err(failed)?;
     for orphan in recovered.orphans {
-        inner.runtime.remove_file(&orphan).await.map_err(failed)?;
+        match inner.runtime.remove_file(&orphan).await {
+            // An earlier handle of this process may still have been about to remove it.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
     }
     inner.runtime.sync_directory(&directory).await.map_err(failed)?;
     // From now on a damaged tail is known to have been durable.
@@ -80,6 +93,7 @@ pub async fn open<R: Runtime>(
     }
     inner.spawn(TaskClass::Foreground, "log writer", log::run(inner.clone()));
     inner.spawn(TaskClass::Background, "log maintenance", inner::maintain(inner.clone()));
+    inner.spawn(TaskClass::Background, "run merging", merging::run(inner.clone()));
     Ok((Store { _handle: Rc::new(Handle { inner: inner.clone() }), inner }, told))
 }
 
@@ -111,6 +125,7 @@ impl<R: Runtime> Drop for Handle<R> {
         self.inner.closed.set(true);
         self.inner.log_wake.notify();
         self.inner.maintenance_wake.notify();
+        self.inner.merging_wake.notify();
     }
 }
 
@@ -173,12 +188,14 @@ impl<R: Runtime> Store<R> {
         let inner = self.inner.clone();
         let remove = async move {
             let (_gate, _pass) = close_shard(&inner, shard).await?;
-            let published = inner.publish(|| vec![ManifestChange::Remove(shard)]).await;
+            let then = || {
+                let removed = inner.shards.borrow_mut().remove(&shard);
+                removed.into_iter().for_each(retire_files);
+            };
+            let published = inner.publish(|| vec![ManifestChange::Remove(shard)], then).await;
             reopen_on_error(&inner, shard, published)?;
-            let removed = inner.shards.borrow_mut().remove(&shard);
-            if let Some(file) = removed.and_then(|shard| shard.file) {
-                file.retired.set(true);
-            }
+            let waiting = inner.reclaiming.borrow().waiting_for(shard);
+            inner.settled(shard, &waiting);
             inner.maintenance_wake.notify();
             Ok(())
         };
@@ -221,7 +238,7 @@ impl<R: Runtime> Store<R> {
         read::entries(&self.inner, shard, from, through, bytes_max).await
     }
 
-    fn with<T>(&self, shard: ShardId, ask: impl FnOnce(&Shard) -> T) -> Option<T> {
+    fn with<T>(&self, shard: ShardId, ask: impl FnOnce(&Shard<R>) -> T) -> Option<T> {
         self.inner.shards.borrow().get(&shard).map(ask)
     }
 
@@ -276,39 +293,53 @@ impl<R: Runtime> Store<R> {
                         let place = region.as_slice()[0];
                         self.inner.cache.borrow_mut().insert(place, &key, &value);
                     }
-                    // A copy: the key handed in may keep the whole frame alive that it came with.
-                    shard.index.put(Bytes::copy_from_slice(&key), Slot { version: index, region });
+                    shard.index.put(&key, Slot { version: index, region });
                 }
-                Change::Delete { key } => shard.index.delete(&key),
+                Change::Delete { key } => shard.index.delete(&key, index),
             }
         }
     }
 
     /// What the index knows of a key, as of the first poll. Completes at the first poll if memory knows.
     pub async fn get(&self, shard: ShardId, key: &[u8]) -> Result<Option<Slot>, ReadError> {
-        self.view(shard, |shard| shard.index.get(key).cloned())
+        let known = self.with(shard, |shard| shard.index.get_now(key));
+        match known.ok_or(ReadError::UnknownShard(shard))? {
+            Now::Found(Entry::Put(slot)) => Ok(Some(slot)),
+            Now::Found(Entry::Tombstone(_)) | Now::Absent => Ok(None),
+            Now::Unknown => self.view(shard)?.get(key).await,
+        }
     }
 
     /// What the index knows of each key, all as of the first poll.
     pub async fn get_many(&self, shard: ShardId, keys: &[&[u8]]) -> Result<Vec<Option<Slot>>, ReadError> {
-        self.view(shard, |shard| keys.iter().map(|key| shard.index.get(key).cloned()).collect())
+        self.view(shard)?.get_many(keys).await
     }
 
-    fn view<T>(&self, shard: ShardId, ask: impl FnOnce(&Shard) -> T) -> Result<T, ReadError> {
-        self.with(shard, ask).ok_or(ReadError::UnknownShard(shard))
+    pub(crate) fn view(&self, shard: ShardId) -> Result<IndexView<R>, ReadError> {
+        self.with(shard, |shard| shard.index.view()).ok_or(ReadError::UnknownShard(shard))
     }
 
     /// A key's version, if memory knows it: for applying, which does not wait.
     pub fn version_now(&self, shard: ShardId, key: &[u8]) -> VersionNow {
-        let version = self.with(shard, |shard| shard.index.get(key).map(|slot| slot.version));
-        VersionNow::Known(version.flatten())
+        match self.with(shard, |shard| shard.index.get_now(key)) {
+            Some(Now::Found(Entry::Put(slot))) => VersionNow::Known(Some(slot.version)),
+            Some(Now::Found(Entry::Tombstone(_)) | Now::Absent) | None => VersionNow::Known(None),
+            Some(Now::Unknown) => VersionNow::Unknown,
+        }
     }
 
-    /// Makes [`Store::version_now`] know these keys until the shard's runs change, which is rare: then it has to
-    /// be called again.
+    /// Makes [`Store::version_now`] know these keys. What it knows is bounded: the latest few thousand keys, or
+    /// 4 MiB of them.
     pub async fn prefetch(&self, shard: ShardId, keys: Vec<Bytes>) -> Result<(), ReadError> {
-        drop(keys);
-        self.view(shard, |_| ())
+        loop {
+            let prefetched = self.view(shard)?.prefetch(keys.clone()).await?;
+            let mut shards = self.inner.shards.borrow_mut();
+            let state = shards.get_mut(&shard).ok_or(ReadError::UnknownShard(shard))?;
+            // A checkpoint came in between, which is rare: its run may know the keys.
+            if state.index.remember(prefetched) {
+                return Ok(());
+            }
+        }
     }
 
     /// The value behind a slot, from the cache or the disk; always checked. [`ReadError::Stale`]: the slot was
@@ -326,12 +357,12 @@ impl<R: Runtime> Store<R> {
         end: Option<&[u8]>,
         items_max: usize,
     ) -> Result<Vec<(Bytes, Slot)>, ReadError> {
-        self.view(shard, |shard| shard.index.scan(start, end, items_max))
+        self.view(shard)?.scan(start, end, items_max).await
     }
 
-    /// About how many keys a shard has; too many if many were overwritten or deleted of late.
+    /// About how many keys a shard has: overwritten ones may count several times until runs are merged.
     pub fn keys_estimate(&self, shard: ShardId) -> u64 {
-        self.with(shard, |shard| shard.index.len() as u64).unwrap_or(0)
+        self.with(shard, |shard| shard.index.items_estimate()).unwrap_or(0)
     }
 
     /// Writes a checkpoint of the shard as it is at the first poll, when `meta.applied` must be the last
@@ -344,8 +375,9 @@ impl<R: Runtime> Store<R> {
         self.detached(TaskClass::Background, "checkpoint", write).await
     }
 
-    /// A shard that should be checkpointed now: the one with most log behind its checkpoint beyond the
-    /// threshold, or the one that holds the oldest segment when recovery would have to read too many.
+    /// A shard that should be checkpointed now: the one with most log behind its checkpoint beyond the threshold;
+    /// the one with the largest memtable if all together are too large; the one that holds the oldest segment when
+    /// recovery would have to read too many; or one that keeps an evacuated segment from being used again.
     pub fn checkpoint_due(&self) -> Option<ShardId> {
         let inner = &self.inner;
         let head = inner.log.borrow().head.segment;
@@ -357,13 +389,19 @@ impl<R: Runtime> Store<R> {
         {
             return Some(*id);
         }
-        let oldest = able().filter_map(|(id, shard)| Some((shard.first_needed()?.segment, *id))).min()?;
-        (head.0 - oldest.0.0 >= inner.options.replay_segments_max).then_some(oldest.1)
+        let sizes =
+            || shards.iter().map(|(id, shard)| (shard.index.memtable_bytes(), std::cmp::Reverse(*id)));
+        if sizes().map(|(bytes, _)| bytes).sum::<usize>() > inner.options.memtable_bytes {
+            return sizes().max().map(|(_, id)| id.0);
+        }
+        let oldest = able().filter_map(|(id, shard)| Some((shard.first_needed()?.segment, *id))).min();
+        let oldest = oldest.filter(|(segment, _)| head.0 - segment.0 >= inner.options.replay_segments_max);
+        oldest.map(|(_, id)| id).or_else(|| inner.reclaiming.borrow().shard_due())
     }
 
     /// Opens the last durable checkpoint of a shard for sending.
     pub async fn snapshot_source(&self, shard: ShardId) -> Result<SnapshotSource<R>, ReadError> {
-        SnapshotSource::open(self.inner.clone(), shard).await
+        SnapshotSource::open(&self.inner, shard)
     }
 
     /// Starts to install a snapshot, of a shard that is here or is not.
@@ -383,13 +421,23 @@ impl<R: Runtime> Store<R> {
 
     /// Counters.
     pub fn statistics(&self) -> Statistics {
-        let segments = self.inner.segments.borrow();
+        let inner = &self.inner;
+        let (segments, shards) = (inner.segments.borrow(), inner.shards.borrow());
+        let runs = || shards.values().flat_map(|shard| shard.index.runs());
         Statistics {
             segments: (segments.used.len() + segments.spare.len()) as u64,
             segments_spare: segments.spare.len() as u64,
-            cache_bytes: self.inner.cache.borrow().bytes() as u64,
-            queue_bytes: self.inner.log.borrow().queue_bytes() as u64,
-            ..*self.inner.statistics.borrow()
+            segments_evacuated: inner.reclaiming.borrow().evacuated_count(),
+            cache_bytes: inner.cache.borrow().bytes() as u64,
+            queue_bytes: inner.log.borrow().queue_bytes() as u64,
+            runs: runs().count() as u64,
+            run_bytes: runs().map(|run| run.record().length).sum(),
+            run_memory_bytes: runs().map(|run| run.resident_bytes() as u64).sum(),
+            memtable_bytes: shards.values().map(|shard| shard.index.memtable_bytes() as u64).sum(),
+            block_cache_bytes: inner.run_caches.block_bytes() as u64,
+            block_cache_hits: inner.run_caches.hits(),
+            block_cache_misses: inner.run_caches.misses(),
+            ..*inner.statistics.borrow()
         }
     }
 
@@ -490,7 +538,7 @@ pub(crate) fn reopen_on_error<R: Runtime, T>(
 
 async fn create_shards<R: Runtime>(inner: &Rc<Inner<R>>, shards: Vec<NewShard>) -> Result<(), LogError> {
     let mut passes = Vec::new();
-    let mut places = Vec::new();
+    let mut metas = Vec::new();
     for new in &shards {
         passes.push(inner.gate(new.shard).enter().await);
         if inner.shards.borrow().contains_key(&new.shard) {
@@ -498,34 +546,55 @@ async fn create_shards<R: Runtime>(inner: &Rc<Inner<R>>, shards: Vec<NewShard>) 
         }
         // An abandoned installation may still be on its way to the disk.
         drain(inner, new.shard, new.replica).await?;
-        places.push(crate::publish::write_empty(inner, new.shard, &new.meta).await?);
+        metas.push(write_meta(inner, new.shard, &new.meta).await?);
     }
-    let mut states = Vec::new();
-    inner
-        .publish(|| {
-            let mut changes = Vec::new();
-            for (new, (place, file)) in shards.into_iter().zip(places) {
-                let NewShard { shard: id, replica, meta, hard_state } = new;
-                let shard = Shard::new(replica, hard_state, meta, file, Default::default());
-                let record = ShardRecord {
-                    shard: id,
-                    replica,
-                    generation: shard.checkpoint.generation,
-                    applied: shard.checkpoint.applied,
-                    term: shard.checkpoint.term,
-                    place,
-                    tail: inner.tail_now(id, &shard),
-                    suspect: None,
-                };
-                changes.push(ManifestChange::Put(Box::new(record)));
-                states.push((id, shard));
-            }
-            changes
-        })
-        .await?;
-    inner.shards.borrow_mut().extend(states);
+    let made = RefCell::new(Some(metas));
+    let states = RefCell::new(Vec::new());
+    let changes = || {
+        let (mut changes, made) = (Vec::new(), made.borrow());
+        for (new, meta) in shards.iter().zip(made.iter().flatten()) {
+            let index = ShardIndex::new(&inner.runtime, &inner.epochs, Vec::new());
+            let shard = Shard::new(new.replica, new.hard_state, new.meta.clone(), None, index);
+            let record = ShardRecord {
+                shard: new.shard,
+                replica: new.replica,
+                generation: new.meta.generation,
+                applied: new.meta.applied,
+                term: new.meta.term,
+                meta: meta.place.clone(),
+                runs: Vec::new(),
+                tail: inner.tail_now(new.shard, &shard),
+                suspect: None,
+            };
+            changes.push(ManifestChange::Put(Box::new(record)));
+            states.borrow_mut().push((new.shard, shard));
+        }
+        changes
+    };
+    let then = || {
+        for ((id, mut shard), meta) in states.take().into_iter().zip(made.take().into_iter().flatten()) {
+            shard.file = meta.keep();
+            inner.shards.borrow_mut().insert(id, shard);
+        }
+    };
+    let published = inner.publish(changes, then).await;
+    if published.is_err() {
+        // The manifest may name them all the same: they stay, and the next opening decides.
+        made.take().into_iter().flatten().for_each(|meta| drop(meta.keep()));
+    }
+    published?;
     drop(passes);
     Ok(())
+}
+
+/// The files of a shard that is gone, or replaced: they go when their last user does.
+pub(crate) fn retire_files<R: Runtime>(shard: Shard<R>) {
+    if let Some(file) = &shard.file {
+        file.retired.set(true);
+    }
+    for run in shard.index.runs() {
+        run.retire();
+    }
 }
 
 // A record of the largest undivided payload, its batch's header and a piece of another fit one batch.

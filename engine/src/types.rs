@@ -402,6 +402,26 @@ pub struct Statistics {
     pub cache_misses: u64,
     /// Bytes that wait in the write queue.
     pub queue_bytes: u64,
+    /// Merges of runs published.
+    pub merges: u64,
+    /// Bytes of runs written, by checkpoints, merges and installations.
+    pub run_bytes_written: u64,
+    /// Runs that make up the indexes.
+    pub runs: u64,
+    /// Their bytes on disk.
+    pub run_bytes: u64,
+    /// Bytes of memory of their filters and block indexes.
+    pub run_memory_bytes: u64,
+    /// Bytes of memory of all memtables.
+    pub memtable_bytes: u64,
+    /// Bytes in the cache of index blocks.
+    pub block_cache_bytes: u64,
+    /// Index blocks that the cache had.
+    pub block_cache_hits: u64,
+    /// Index blocks that had to be read.
+    pub block_cache_misses: u64,
+    /// Evacuated segments that cannot be used again yet.
+    pub segments_evacuated: u64,
     /// Bytes that scrubbing has read.
     pub scrub_bytes: u64,
     /// Passes that scrubbing has ended.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::*;
 use krita_engine::{
-    CheckpointMeta, Corruption, HardState, Index, LogError, LogId, OpenError, Options, ReadError, ReplicaId,
-    ShardId, SnapshotItem, Term, open, value_checksum,
+    CheckpointMeta, Corruption, Damage, HardState, Index, LogError, LogId, OpenError, Options, ReadError,
+    ReplicaId, ShardId, SnapshotItem, Term, open, value_checksum,
 };
 
 const BLOCK: usize = 4096;
@@ -276,7 +276,7 @@ fn a_damaged_value_is_never_returned() {
     });
 }
 
-/// A shard with a checkpoint in a file of several blocks.
+/// A shard with a checkpoint whose run has several blocks.
 fn checkpointed(world: &World) -> PathBuf {
     let store = World::with_shard(world);
     world.run(async move {
@@ -290,26 +290,103 @@ fn checkpointed(world: &World) -> PathBuf {
         checkpoint(&store).await;
     });
     world.simulation.crash(world.host);
-    world.files("checkpoint-").remove(0)
+    world.files("run-").remove(0)
+}
+
+/// Where the data blocks of a run end, by its footer.
+fn data_end(run: &[u8]) -> usize {
+    let footer = run.len() - BLOCK + 48;
+    u64::from_le_bytes(run[footer + 32..footer + 40].try_into().unwrap()) as usize
 }
 
 #[test]
-fn a_damaged_checkpoint_is_refused() {
-    let blocks = {
+fn a_run_that_is_damaged_behind_its_data_is_refused() {
+    let run = {
         let world = World::new(1);
         let path = checkpointed(&world);
-        world.read(path).len() / BLOCK
+        world.read(path)
     };
-    assert!(blocks > 20);
-    for block in (0..blocks).step_by(7).chain([blocks - 2, blocks - 1]) {
+    let (data, blocks) = (data_end(&run) / BLOCK, run.len() / BLOCK);
+    assert!(data >= 8 && blocks > data + 2, "{data} of {blocks}");
+    for block in data..blocks {
         let world = World::new(1);
         let path = checkpointed(&world);
         world.simulation.disk(world.host).flip_bit(&path, (block * BLOCK) as u64 + 40, 2);
-        refused(&world, &format!("checkpoint block {block}"));
+        refused(&world, &format!("block {block} of a run"));
     }
-    // Cut short, gone, or another checkpoint's bytes under this name.
+    // Cut short, or gone.
     let world = World::new(1);
     let path = checkpointed(&world);
+    world.simulation.disk(world.host).truncate(&path, (blocks as u64 - 1) * BLOCK as u64);
+    refused(&world, "a run without its end");
+    world.simulation.disk(world.host).remove(&path);
+    refused(&world, "a missing run");
+}
+
+#[test]
+fn a_damaged_data_block_of_a_run_is_never_believed() {
+    let data = {
+        let world = World::new(1);
+        let path = checkpointed(&world);
+        data_end(&world.read(path)) / BLOCK
+    };
+    for block in (0..data).step_by(5) {
+        let world = World::new(1);
+        let path = checkpointed(&world);
+        world.simulation.disk(world.host).flip_bit(&path, (block * BLOCK) as u64 + 1000, 2);
+        let (store, _) = world.open();
+        world.run(async move {
+            let mut damaged = 0;
+            for index in 0..60 {
+                for number in (0..50).step_by(3) {
+                    let key = format!("key-{index:05}-{number:030}");
+                    match store.get(SHARD, key.as_bytes()).await {
+                        Ok(slot) => assert_eq!(slot.unwrap().version, Index(index + 1), "{key}"),
+                        Err(ReadError::Corruption(corruption)) => {
+                            assert_eq!(corruption.file, path);
+                            assert_eq!(corruption.offset, (block * BLOCK) as u64);
+                            damaged += 1;
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+            assert!(damaged > 0, "block {block} is met");
+            assert!(store.scan(SHARD, b"", None, usize::MAX).await.is_err());
+            assert!(store.get(SHARD, b"key-absent").await.is_ok());
+            let found = store.scrub(u64::MAX).await;
+            assert!(found.iter().any(|damage| matches!(damage, Damage::State { shard: SHARD, .. })));
+        });
+    }
+}
+
+#[test]
+fn a_damaged_meta_file_is_refused() {
+    let with_file = |world: &World| {
+        let store = World::with_shard(world);
+        world.run(async move {
+            write_and_apply(&store, 1, &[put("k", "v")]).await;
+            let meta = CheckpointMeta {
+                applied: Index(1),
+                term: Term(1),
+                machine: Bytes::from(vec![5; 200_000]),
+                ..CheckpointMeta::default()
+            };
+            store.checkpoint(SHARD, meta).await.unwrap();
+        });
+        world.simulation.crash(world.host);
+        world.files("checkpoint-").remove(0)
+    };
+    let world = World::new(1);
+    let path = with_file(&world);
+    let blocks = world.read(&path).len() / BLOCK;
+    assert!(blocks > 48);
+    for block in (0..blocks).step_by(7).chain([blocks - 1]) {
+        let world = World::new(1);
+        let path = with_file(&world);
+        world.simulation.disk(world.host).flip_bit(&path, (block * BLOCK) as u64 + 40, 2);
+        refused(&world, &format!("checkpoint block {block}"));
+    }
     world.simulation.disk(world.host).truncate(&path, (blocks as u64 - 1) * BLOCK as u64);
     refused(&world, "a checkpoint without its end");
     world.simulation.disk(world.host).remove(&path);
@@ -563,5 +640,5 @@ fn the_manifest_starts_a_new_file_and_drops_the_old() {
     let manifests = world.files("manifest-");
     assert_eq!(manifests.len(), 1);
     assert_ne!(manifests[0], PathBuf::from("/data/log0/manifest-1"));
-    assert_eq!(world.files("checkpoint-").len(), 1, "old checkpoints are removed");
+    assert!(world.files("run-").len() <= 9, "old runs are merged and removed");
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{REPLICA, SHARD, SimStore, World, checkpoint, entry, put, write_and_apply, write_hard_state};
 use krita_engine::inspect::{
-    CheckpointSummary, LogContext, LogReport, SegmentItem, SegmentState, Severity, ShardSummary, inspect_log,
-    inspect_manifest, inspect_segment,
+    LogContext, LogReport, SegmentItem, SegmentState, Severity, inspect_log, inspect_manifest,
+    inspect_segment,
 };
 use krita_engine::{CheckpointMeta, HardState, Index, Options, ReplicaId, ShardId, Term, open};
 use proptest::prelude::*;
@@ -120,7 +120,7 @@ enum Expected {
     Nothing,
 }
 
-/// Every byte of the image's segments and manifest.
+/// Every byte of the image.
 fn stretches(image: &Image) -> Vec<Stretch> {
     let mut stretches = Vec::new();
     let report = inspect(image);
@@ -131,12 +131,8 @@ fn stretches(image: &Image) -> Vec<Stretch> {
         let mut add = |from: u64, to: u64, expected| {
             stretches.push(Stretch { file: segment.file.clone(), bytes: from..to, expected });
         };
-        let is_named = |shard: &ShardSummary| match &shard.checkpoint {
-            CheckpointSummary::Inline { .. } => false,
-            CheckpointSummary::File { segments, .. } => segments.contains(&segment.segment),
-        };
-        let is_needed = segment.state == SegmentState::Used
-            && (segment.segment >= needed || manifest.shards.iter().any(is_named));
+        let is_named = report.runs.iter().any(|run| run.segments.contains_key(&segment.segment));
+        let is_needed = segment.state == SegmentState::Used && (segment.segment >= needed || is_named);
         add(0, 48, if is_needed { Expected::Damage } else { Expected::Notice });
         add(
             48,
@@ -160,6 +156,11 @@ fn stretches(image: &Image) -> Vec<Stretch> {
         })
         .unwrap();
         add(segment.end.max(4096), segment.length, Expected::Nothing);
+    }
+    let runs = report.runs.iter().map(|run| (&run.file, run.length));
+    let checkpoints = report.checkpoints.iter().map(|checkpoint| (&checkpoint.file, checkpoint.length));
+    for (file, length) in runs.chain(checkpoints) {
+        stretches.push(Stretch { file: file.clone(), bytes: 0..length, expected: Expected::Damage });
     }
     let bytes = &image[&manifest.file];
     inspect_manifest(bytes, &manifest.file, &mut |frame| {
@@ -188,9 +189,7 @@ fn damage_at_every_byte_is_found_or_in_what_nothing_reads() {
     let sound = inspect(&image);
     let stretches = stretches(&image);
     let covered: u64 = stretches.iter().map(|it| it.bytes.end - it.bytes.start).sum();
-    let files =
-        image.iter().filter(|(name, _)| !name.starts_with("checkpoint-") && !name.starts_with("run-"));
-    let total: usize = files.map(|(_, bytes)| bytes.len()).sum();
+    let total: usize = image.values().map(Vec::len).sum();
     assert_eq!(covered, total as u64, "every byte has its expectation");
     for Stretch { file, bytes, expected } in stretches {
         // All of what is short; of long payloads and empty bodies enough to meet each kind of place.
@@ -246,7 +245,7 @@ fn damage_names_the_file_the_byte_and_the_batches() {
 #[test]
 fn missing_and_shortened_files_are_found() {
     let sound = sample(5);
-    for (name, bytes) in sound.iter().filter(|(name, _)| !name.starts_with("checkpoint-")) {
+    for (name, bytes) in &sound {
         let mut image = sound.clone();
         image.remove(name);
         let report = inspect(&image);

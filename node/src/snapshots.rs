@@ -98,7 +98,7 @@ impl<R: Runtime> Core<R> {
             shard,
             node,
             index = meta.applied.0,
-            items = source.items_total(),
+            items_estimate = source.items_estimate(),
             "sending a snapshot"
         );
         let reply = self
@@ -109,15 +109,17 @@ impl<R: Runtime> Core<R> {
         if reply.installed {
             return Ok(Index(meta.applied.0));
         }
+        let mut items_total = 0;
         for sequence in 0.. {
             let items = source.next(PAGE_BYTES_MAX).await.map_err(|error| error.to_string())?;
             let last = items.is_empty();
+            items_total += items.len() as u64;
             let chunk = v1::SnapshotChunk {
                 snapshot,
                 sequence,
                 items: items.into_iter().map(item_to_wire).collect(),
                 last,
-                items_total: if last { source.items_total() } else { 0 },
+                items_total: if last { items_total } else { 0 },
             };
             let reply = self.peers.request(node, shard, &chunk, CHUNK_TIMEOUT).await;
             let reply = reply.map_err(|error| error.to_string())?;

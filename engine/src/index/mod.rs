@@ -33,19 +33,12 @@ use crate::types::{Extents, Index, SegmentId, Slot};
 
 use known::Known;
 pub(crate) use memtable::{Memtable, contributions};
-pub(crate) use merge::{RunInput, RunTarget, WriteError, merge_plan, write_run};
+pub(crate) use merge::{MergeCursor, RunInput, RunTarget, WriteError, merge_plan, write_run};
 pub(crate) use view::{IndexView, Prefetched};
 
 /// Changes whenever what the runs alone say of some key may have changed. No two indexes share one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Generation {
-    index: u64,
-    flushes: u64,
-}
-
-/// What of an index must have become runs for something to last over a restart.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct FlushGoal {
     index: u64,
     flushes: u64,
 }
@@ -197,18 +190,6 @@ impl<R: Runtime> ShardIndex<R> {
         self.generation
     }
 
-    /// Reached once all that is in memtables now has become part of runs.
-    pub(crate) fn flush_goal(&self) -> FlushGoal {
-        let memtables = self.frozen.len() + usize::from(!self.active.is_empty());
-        let Generation { index, flushes } = self.generation;
-        FlushGoal { index, flushes: flushes + memtables as u64 }
-    }
-
-    /// Whether the goal is reached; one of another index is: what replaced that index was published as a whole.
-    pub(crate) fn has_reached(&self, goal: &FlushGoal) -> bool {
-        goal.index != self.generation.index || goal.flushes <= self.generation.flushes
-    }
-
     /// Newest first.
     pub(crate) fn runs(&self) -> &[Rc<Run<R>>] {
         &self.runs
@@ -238,10 +219,9 @@ impl<R: Runtime> ShardIndex<R> {
         puts.saturating_sub(tombstones)
     }
 
-    /// Bytes (keys and regions) that the slots of all layers have in each life: an upper bound of what is alive
-    /// there, since newer layers may hide slots of older ones. A life that is not named holds nothing alive.
-    pub(crate) fn segments(&self) -> BTreeMap<SegmentId, u64> {
-        let mut total: BTreeMap<SegmentId, u64> = BTreeMap::new();
+    /// Adds the bytes (keys and regions) that the slots of all layers have in each life: an upper bound of what is
+    /// alive there, since newer layers may hide slots of older ones. A life that is not named holds nothing alive.
+    pub(crate) fn add_segments(&self, total: &mut BTreeMap<SegmentId, u64>) {
         for memtable in self.memtables() {
             for (segment, bytes) in memtable.segments().iter() {
                 *total.entry(*segment).or_default() += bytes;
@@ -250,6 +230,11 @@ impl<R: Runtime> ShardIndex<R> {
         for (segment, bytes) in self.runs.iter().flat_map(|run| run.segments()) {
             *total.entry(*segment).or_default() += bytes;
         }
-        total
+    }
+
+    /// Whether some layer has a slot in a life.
+    pub(crate) fn holds(&self, segment: SegmentId) -> bool {
+        self.memtables().any(|memtable| memtable.segments().contains_key(&segment))
+            || self.runs.iter().any(|run| run.segments().contains_key(&segment))
     }
 }

@@ -290,8 +290,13 @@ impl<R: Runtime> Bench<R> {
         for (segment, bytes) in self.index.runs().iter().flat_map(|run| run.segments()) {
             *total.entry(*segment).or_default() += bytes;
         }
-        let segments = self.index.segments();
+        let mut segments = BTreeMap::new();
+        self.index.add_segments(&mut segments);
         assert_eq!(segments, total);
+        assert!((0..9).all(|number| {
+            let segment = SegmentId(number);
+            self.index.holds(segment) == segments.contains_key(&segment)
+        }));
         let mut alive: BTreeMap<SegmentId, u64> = BTreeMap::new();
         for (key, slot) in &self.model {
             for (segment, bytes) in contributions(key, &Entry::Put(slot.clone())) {

@@ -1,15 +1,18 @@
 //! A log's whole directory: the manifest, the chain of batches over all segments, the files that the manifest names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use crate::format::{BLOCK, CHECKPOINT_PREFIX, MANIFEST_PREFIX, SEGMENT_PREFIX, number_after};
+use crate::inspect::checkpoint::{CheckpointReport, inspect_checkpoint};
 use crate::inspect::finding::{Findings, Severity};
-use crate::inspect::manifest::{CheckpointSummary, ManifestReport, ShardSummary, inspect_manifest};
+use crate::inspect::manifest::{CheckpointSummary, ManifestReport, inspect_manifest};
 use crate::inspect::segment::{LogContext, RecordCounts, SegmentState, SegmentSummary, Visit, summarize};
-use crate::inspect::source::{Directory, Window};
+use crate::inspect::source::{Directory, ReadAt, Window};
+use crate::run::RUN_PREFIX;
+use crate::run::inspect::{RunItem, RunReport, inspect_run};
 use crate::segment::SegmentHeader;
-use crate::types::{SegmentId, ShardId};
+use crate::types::{Extent, SegmentId, ShardId};
 
 /// The chain of batches as far as it is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +38,10 @@ pub struct LogReport {
     pub context: Option<LogContext>,
     /// The segments in the order of their lives, then those without one.
     pub segments: Vec<SegmentSummary>,
+    /// The runs that the manifest names, by shard, newest first.
+    pub runs: Vec<RunReport>,
+    /// The checkpoint files that the manifest names, by shard.
+    pub checkpoints: Vec<CheckpointReport>,
     /// The chain over all segments.
     pub chain: Option<ChainSummary>,
     /// All valid records.
@@ -71,6 +78,8 @@ pub fn inspect_log(
         manifest,
         context,
         segments: Vec::new(),
+        runs: Vec::new(),
+        checkpoints: Vec::new(),
         chain: None,
         records: RecordCounts::default(),
         shards: BTreeMap::new(),
@@ -80,6 +89,7 @@ pub fn inspect_log(
         report.scan_segments(directory, &names, context, visit)?;
         report.check_chain();
         report.check_references();
+        report.check_named_files(directory, context)?;
     }
     report.check_names(&names);
     Ok(report)
@@ -129,6 +139,7 @@ fn is_of_a_log(name: &str) -> bool {
     is_manifest(name)
         || number_after(name.as_ref(), SEGMENT_PREFIX).is_some()
         || name.starts_with(CHECKPOINT_PREFIX)
+        || name.starts_with(RUN_PREFIX)
 }
 
 impl LogReport {
@@ -211,8 +222,10 @@ impl LogReport {
             .collect();
         let (findings, name) = (&mut self.findings, &manifest.file);
         for shard in &manifest.shards {
-            for segment in needed(shard).into_iter().filter(|segment| !lives.contains_key(segment)) {
-                findings.damage(name, 0, format!("{} needs {segment}, which no file holds", shard.shard));
+            // Runs may hold slots that newer layers hide, into lives long gone: those need not be there.
+            let replay = shard.replay_segment;
+            if !lives.contains_key(&replay) {
+                findings.damage(name, 0, format!("{} needs {replay}, which no file holds", shard.shard));
             }
             let end = self.chain.map_or(0, |chain| chain.last_sequence);
             if shard.hard_state_sequence > end {
@@ -239,24 +252,129 @@ impl LogReport {
         }
     }
 
+    /// The runs and checkpoint files that the manifest names must be there and be what it says.
+    fn check_named_files(&mut self, directory: &dyn Directory, context: LogContext) -> io::Result<()> {
+        let shards = self.manifest.as_ref().map_or(&[][..], |manifest| &manifest.shards);
+        let findings = &mut self.findings;
+        let used = self.segments.iter().filter(|segment| segment.state == SegmentState::Used);
+        let ends: BTreeMap<SegmentId, u64> = used.map(|segment| (segment.segment, segment.end)).collect();
+        for shard in shards {
+            let mut lost = Lost { ends: &ends, keys: BTreeMap::new(), passed_over: 0 };
+            let first = self.runs.len();
+            // From the oldest on: what a newer run has for a key hides what an older one has.
+            for run in shard.runs.iter().rev() {
+                let Some(file) = open_named(directory, &run.file, shard.shard, findings)? else { continue };
+                let mut found = inspect_run(file.as_ref(), &run.file, context, &mut |item| {
+                    lost.look_at(&item);
+                    Ok(())
+                })?;
+                let told = (run.length, run.root, run.items);
+                if !found.findings.damaged() && (found.length, found.root, found.items) != told {
+                    findings.damage(&run.file, 0, "not the run that the manifest names");
+                }
+                findings.append(std::mem::take(&mut found.findings));
+                self.runs.push(found);
+            }
+            self.runs[first..].reverse();
+            let newest = shard.runs.first().map_or("", |run| run.file.as_str());
+            lost.report(newest, shard.shard, findings);
+            let CheckpointSummary::File { file: name, length, root } = &shard.checkpoint else { continue };
+            let Some(file) = open_named(directory, name, shard.shard, findings)? else { continue };
+            let mut found = inspect_checkpoint(file.as_ref(), name, context)?;
+            let meta = found.meta.as_ref().map(|meta| (meta.applied, meta.term, meta.generation));
+            let right = (found.length, found.root) == (*length, *root)
+                && meta == Some((shard.applied, shard.term, shard.generation));
+            if !found.findings.damaged() && !right {
+                findings.damage(name, 0, "not the checkpoint that the manifest names");
+            }
+            findings.append(std::mem::take(&mut found.findings));
+            self.checkpoints.push(found);
+        }
+        Ok(())
+    }
+
     /// Files that the manifest does not name.
     fn check_names(&mut self, names: &[String]) {
-        for name in names.iter().filter(|name| !is_of_a_log(name)) {
-            self.findings.notice(name, 0, "not a file of a log");
+        let named: BTreeSet<&str> = self
+            .runs
+            .iter()
+            .map(|run| run.file.as_str())
+            .chain(self.checkpoints.iter().map(|checkpoint| checkpoint.file.as_str()))
+            .collect();
+        for name in names {
+            let may_be_orphan = name.starts_with(RUN_PREFIX) || name.starts_with(CHECKPOINT_PREFIX);
+            if !is_of_a_log(name) {
+                self.findings.notice(name, 0, "not a file of a log");
+            } else if may_be_orphan && self.manifest.is_some() && !named.contains(name.as_str()) {
+                self.findings.notice(name, 0, "nothing refers to it; the next start removes it");
+            }
         }
     }
 }
 
-/// The lives that a shard's checkpoint and replay name.
-fn needed(shard: &ShardSummary) -> Vec<SegmentId> {
-    let mut needed = match &shard.checkpoint {
-        CheckpointSummary::Inline { .. } => Vec::new(),
-        CheckpointSummary::File { segments, .. } => segments.clone(),
-    };
-    needed.push(shard.replay_segment);
-    needed.sort_unstable();
-    needed.dedup();
-    needed
+/// Keys of a shard whose value lies where no batch is. A slot that a newer run hides may point into a life long gone.
+struct Lost<'a> {
+    /// Where the chain of batches ends in each life that is there.
+    ends: &'a BTreeMap<SegmentId, u64>,
+    keys: BTreeMap<Vec<u8>, SegmentId>,
+    /// Keys that there was no room for.
+    passed_over: u64,
+}
+
+/// Most lost keys that are told apart.
+const LOST_MAX: usize = 100_000;
+
+impl Lost<'_> {
+    /// An item of a run newer than those before.
+    fn look_at(&mut self, item: &RunItem<'_>) {
+        self.keys.remove(item.key);
+        let is_there = |extent: &&Extent| {
+            let end = u64::from(extent.offset) + u64::from(extent.length);
+            self.ends.get(&extent.segment).is_some_and(|there| end <= *there)
+        };
+        if let Some(gone) = item.extents.iter().find(|extent| !is_there(extent)) {
+            if self.keys.len() < LOST_MAX {
+                self.keys.insert(item.key.to_vec(), gone.segment);
+            } else {
+                self.passed_over += 1;
+            }
+        }
+    }
+
+    fn report(self, file: &str, shard: ShardId, findings: &mut Findings) {
+        let mut by_life: BTreeMap<SegmentId, (u64, &[u8])> = BTreeMap::new();
+        for (key, segment) in &self.keys {
+            by_life.entry(*segment).or_insert((0, key)).0 += 1;
+        }
+        for (segment, (count, first)) in by_life {
+            let first = first.escape_ascii();
+            let what = format!(
+                "{count} keys of {shard} have values in {segment} where there is no batch, the first is \"{first}\""
+            );
+            findings.damage(file, 0, what);
+        }
+        if self.passed_over > 0 {
+            let what = format!("up to {} more keys of {shard} may have lost their values", self.passed_over);
+            findings.notice(file, 0, what);
+        }
+    }
+}
+
+/// Opens a file that the manifest names.
+fn open_named<'d>(
+    directory: &'d dyn Directory,
+    name: &str,
+    shard: ShardId,
+    findings: &mut Findings,
+) -> io::Result<Option<Box<dyn ReadAt + 'd>>> {
+    match directory.open(name) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            findings.damage(name, 0, format!("{shard} needs it, and it is missing"));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a life ends where the next one's header says.

@@ -10,7 +10,7 @@ use crate::inspect::finding::Findings;
 use crate::inspect::segment::LogContext;
 use crate::inspect::source::{ReadAt, Window};
 use crate::manifest::{
-    self, CheckpointPlace, FLAG_WHOLE, FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, LogIdentity, ManifestChange,
+    self, FLAG_WHOLE, FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, LogIdentity, ManifestChange, MetaPlace,
     ShardRecord,
 };
 use crate::types::{HardState, Index, LogId, ReplicaId, SegmentId, ShardId, Term};
@@ -39,16 +39,33 @@ pub struct ShardSummary {
     pub replay_sequence: u64,
     /// The life in which that batch lies, or an earlier one.
     pub replay_segment: SegmentId,
-    /// Where the checkpoint is.
+    /// Where the checkpoint's meta data is.
     pub checkpoint: CheckpointSummary,
+    /// The runs that make up its index, newest first.
+    pub runs: Vec<RunSummary>,
     /// Why the replica may have forgotten what it acknowledged, if it may have.
     pub suspect: Option<String>,
 }
 
-/// Where a shard's checkpoint is.
+/// A run of a shard's index.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunSummary {
+    /// Its file's name.
+    pub file: String,
+    /// The number in the name.
+    pub number: u64,
+    /// Its length in bytes.
+    pub length: u64,
+    /// The checksum over all its blocks.
+    pub root: u64,
+    /// Keys, deleted ones included.
+    pub items: u64,
+}
+
+/// Where the meta data of a shard's checkpoint is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CheckpointSummary {
-    /// In the manifest: there are no keys.
+    /// In the manifest.
     Inline {
         /// Length of the membership in bytes.
         configuration_bytes: u64,
@@ -63,28 +80,29 @@ pub enum CheckpointSummary {
         length: u64,
         /// The checksum over all its blocks.
         root: u64,
-        /// How many keys.
-        items: u64,
-        /// The lives that its slots point into.
-        segments: Vec<SegmentId>,
     },
 }
 
 impl From<&ShardRecord> for ShardSummary {
     fn from(record: &ShardRecord) -> Self {
-        let checkpoint = match &record.place {
-            CheckpointPlace::Inline { configuration, machine } => CheckpointSummary::Inline {
+        let checkpoint = match &record.meta {
+            MetaPlace::Inline { configuration, machine } => CheckpointSummary::Inline {
                 configuration_bytes: configuration.len() as u64,
                 machine_bytes: machine.len() as u64,
             },
-            CheckpointPlace::File(file) => CheckpointSummary::File {
+            MetaPlace::File(file) => CheckpointSummary::File {
                 file: format!("{}{}-{}", crate::format::CHECKPOINT_PREFIX, record.shard.0, file.number),
                 length: file.length,
                 root: file.root,
-                items: file.items,
-                segments: file.segments.clone(),
             },
         };
+        let runs = record.runs.iter().map(|run| RunSummary {
+            file: format!("{}{}-{}", crate::run::RUN_PREFIX, record.shard.0, run.number),
+            number: run.number,
+            length: run.length,
+            root: run.root,
+            items: run.items,
+        });
         Self {
             shard: record.shard,
             replica: record.replica,
@@ -96,6 +114,7 @@ impl From<&ShardRecord> for ShardSummary {
             replay_sequence: record.tail.replay.sequence,
             replay_segment: record.tail.replay.segment,
             checkpoint,
+            runs: runs.collect(),
             suspect: record.suspect.clone(),
         }
     }
@@ -104,7 +123,7 @@ impl From<&ShardRecord> for ShardSummary {
 /// What a frame changes, by shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChangeInfo {
-    /// "put", "advance", "remove", "suspect" or "trusted".
+    /// "put", "advance", "remove", "runs", "suspect" or "trusted".
     pub name: &'static str,
     /// Whose record.
     pub shard: ShardId,
@@ -116,6 +135,7 @@ impl From<&ManifestChange> for ChangeInfo {
             ManifestChange::Put(record) => Self { name: "put", shard: record.shard },
             ManifestChange::Advance(shard, _) => Self { name: "advance", shard: *shard },
             ManifestChange::Remove(shard) => Self { name: "remove", shard: *shard },
+            ManifestChange::Runs(shard, _) => Self { name: "runs", shard: *shard },
             ManifestChange::Suspect(shard, Some(_)) => Self { name: "suspect", shard: *shard },
             ManifestChange::Suspect(shard, None) => Self { name: "trusted", shard: *shard },
         }

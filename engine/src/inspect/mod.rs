@@ -16,6 +16,7 @@
 //! assert!(!report.findings.damaged(), "a file of zeros is one that was being made");
 //! ```
 
+mod checkpoint;
 mod finding;
 mod log;
 mod manifest;
@@ -23,11 +24,12 @@ mod scan;
 mod segment;
 mod source;
 
+pub use checkpoint::{CheckpointReport, MetaSummary, inspect_checkpoint};
 pub use finding::{FINDINGS_MAX, Finding, Findings, Severity};
 pub use log::{ChainSummary, LogReport, inspect_log};
 pub use manifest::{
-    ChangeInfo, CheckpointSummary, FrameInfo, LogIdentityInfo, ManifestReport, ShardSummary, VisitFrame,
-    inspect_manifest,
+    ChangeInfo, CheckpointSummary, FrameInfo, LogIdentityInfo, ManifestReport, RunSummary, ShardSummary,
+    VisitFrame, inspect_manifest,
 };
 pub use segment::{
     BatchInfo, LogContext, RecordCounts, RecordInfo, RecordName, SegmentItem, SegmentReport, SegmentState,

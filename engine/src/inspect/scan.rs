@@ -8,7 +8,7 @@ use crate::format::{BLOCK, FORMAT_VERSION, Reader, padded};
 use crate::inspect::finding::{Findings, Severity};
 use crate::inspect::segment::{BatchInfo, LogContext, RecordInfo, SegmentItem, SegmentSummary, Stray, Visit};
 use crate::inspect::source::Window;
-use crate::record::{self, RECORD_HEADER_BYTES, RecordHeader, record_bytes};
+use crate::record::{self, RECORD_HEADER_BYTES, RecordHeader, RecordKind, record_bytes};
 use crate::segment::SEGMENT_BODY;
 use crate::types::SegmentId;
 
@@ -176,7 +176,7 @@ impl Scan<'_, '_, '_> {
                     return Ok(());
                 }
             };
-            let info = record_info(&record);
+            let info = record_info(&record, payload);
             self.summary.records.count(&info);
             self.summary.shards.entry(info.shard).or_default().count(&info);
             (self.visit)(SegmentItem::Record(&info, payload))?;
@@ -299,7 +299,9 @@ fn invalid_record(front: &[u8]) -> String {
     format!("an invalid record, of shard {shard} at {index} if that is not damaged too")
 }
 
-fn record_info(record: &RecordHeader) -> RecordInfo {
+fn record_info(record: &RecordHeader, payload: &[u8]) -> RecordInfo {
+    let is_hard_state = record.kind == RecordKind::HardState;
+    let hard_state = is_hard_state.then(|| record::decode_hard_state(record.term, payload)).flatten();
     RecordInfo {
         name: record.kind.into(),
         entry_kind: record.entry_kind,
@@ -311,5 +313,6 @@ fn record_info(record: &RecordHeader) -> RecordInfo {
         piece_offset: record.piece_offset,
         total: record.total,
         offset: record.offset,
+        hard_state,
     }
 }

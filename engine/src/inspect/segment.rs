@@ -9,7 +9,7 @@ use crate::inspect::scan::{Scan, strays};
 use crate::inspect::source::{ReadAt, Window};
 use crate::record::RecordKind;
 use crate::segment::{SEGMENT_BODY, SEGMENT_HEADER_BYTES, SEGMENT_MAGIC, SegmentHeader};
-use crate::types::{Index, LogId, ReplicaId, SegmentId, ShardId, Term};
+use crate::types::{HardState, Index, LogId, ReplicaId, SegmentId, ShardId, Term};
 
 /// What is known of the log that a file should belong to. The manifest has it all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,6 +111,8 @@ pub struct RecordInfo {
     pub total: u32,
     /// Where its header starts in the file.
     pub offset: u32,
+    /// What a hard state says.
+    pub hard_state: Option<HardState>,
 }
 
 impl RecordInfo {

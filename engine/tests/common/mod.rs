@@ -37,6 +37,9 @@ pub fn options() -> Options {
         entries_kept: 8,
         seal_after: Duration::from_millis(1),
         reserve_bytes: 0,
+        memtable_bytes: 16 << 10,
+        block_cache_bytes: 16 << 10,
+        snapshot_floor_bytes: 256 << 10,
         ..Options::new(PathBuf::from(DIRECTORY), LogId(0))
     }
 }
