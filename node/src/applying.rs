@@ -100,6 +100,7 @@ impl<R: Runtime> Replica<R> {
             }
             self.applied = entry.index;
             self.applied_term = entry.term;
+            self.hashes.note(entry.index.0, self.machine.state_hash());
             self.prefetches = 0;
             applied += 1;
         }

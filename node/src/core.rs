@@ -27,6 +27,7 @@ use crate::emit::LogWriter;
 use crate::failure::Failure;
 use crate::forming::Forming;
 use crate::identity::Identity;
+use crate::mending::Counters;
 use crate::mesh::{CoreMessage, Serve};
 use crate::peers::Peers;
 use crate::replica::Replica;
@@ -94,7 +95,8 @@ pub(crate) struct Core<R: Runtime> {
     pub(crate) identity: Identity,
     pub(crate) tls: Option<TlsConfig>,
     pub(crate) authenticator: Authenticator,
-    pub(crate) peers: Peers<R>,
+    pub(crate) peers: Rc<Peers<R>>,
+    pub(crate) counters: Rc<Counters>,
     /// None until the cluster is formed and this core's logs are open.
     pub(crate) serving: RefCell<Option<Serving<R>>>,
     /// Replicas that may have output; see `emit`.
@@ -140,7 +142,7 @@ impl<R: Runtime> Core<R> {
             Some(digest) => Authenticator::with_admin_token(digest),
             None => Authenticator::open(),
         };
-        let peers = Peers::new(&runtime, &input, tls.clone());
+        let peers = Rc::new(Peers::new(&runtime, &input, tls.clone()));
         let started_at = runtime.now();
         Ok(Self {
             runtime,
@@ -150,6 +152,7 @@ impl<R: Runtime> Core<R> {
             tls,
             authenticator,
             peers,
+            counters: Rc::default(),
             serving: RefCell::new(None),
             dirty: RefCell::default(),
             round: Notify::new(),

@@ -15,6 +15,7 @@ use krita_runtime::{Runtime, TaskClass};
 use crate::applying::Applied;
 use crate::core::{Core, Serving};
 use crate::replica::{Replica, raft_time};
+use crate::scrubbing::Scrub;
 use crate::wire::{self, Payload};
 
 /// Rounds of one replica before the others get their turn.
@@ -39,6 +40,7 @@ pub(crate) struct LogWriter<R: Runtime> {
     pub(crate) found: LogMark,
     /// Its files were made anew at this start, in place of damaged or missing ones.
     pub(crate) was_replaced: bool,
+    pub(crate) scrub: Scrub,
     /// What the next write will hold.
     batch: Batch,
     /// Who waits for the next write.
@@ -65,7 +67,16 @@ impl<R: Runtime> LogWriter<R> {
     pub(crate) fn new(opened: OpenedLog<R>) -> Self {
         let OpenedLog { store, number, found, was_replaced } = opened;
         let batch = store.batch();
-        Self { store, number, found, was_replaced, batch, waiting: Vec::new(), in_flight: false }
+        Self {
+            store,
+            number,
+            found,
+            was_replaced,
+            scrub: Scrub::default(),
+            batch,
+            waiting: Vec::new(),
+            in_flight: false,
+        }
     }
 }
 

@@ -9,7 +9,8 @@
 //! - `server`, `request`, `router`, `responder`: a request's way in, to its shard, and its answer's way out.
 //! - `replica`: where Raft, the store and the state machine meet; `applying`, `writes`, `reads`; `emit`: the end of each round,
 //!   one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes; `snapshots`; `room`: full disks;
-//!   `suspicion`, `lost_logs`, `log_memory`: what damage leads to.
+//!   `suspicion`, `lost_logs`, `log_memory`, `mending`, `scrubbing`,
+//!   `divergence`: damage, how it is found and what is done about it.
 //! - Pure leaves: [`command`], [`machine`], [`sessions`], [`placement`], [`forming`], [`config`], [`auth`].
 //!
 //! What is deliberately absent: clocks, threads, sockets and files (they come from the runtime), and any lock: what a
@@ -22,6 +23,7 @@ mod cluster;
 pub mod command;
 pub mod config;
 mod core;
+mod divergence;
 mod emit;
 mod failure;
 pub mod forming;
@@ -29,6 +31,7 @@ pub mod identity;
 mod log_memory;
 mod lost_logs;
 pub mod machine;
+mod mending;
 mod mesh;
 mod node;
 mod open;
@@ -41,6 +44,7 @@ mod request;
 mod responder;
 mod room;
 mod router;
+mod scrubbing;
 mod server;
 pub mod sessions;
 mod snapshots;

@@ -100,6 +100,10 @@ pub enum NodeRequest {
         /// With each shard.
         shards: bool,
     },
+    /// Begin to read and check all that is stored, on every core. For core 0.
+    Scrub,
+    /// The same for one core.
+    CoreScrub,
     /// Which node leads each shard of this core: (shard, node) pairs in a ClusterStatusReply.
     CoreLeaders,
 }

@@ -20,6 +20,7 @@ use crate::core::{Core, NodeFailure, Serving};
 use crate::emit::{LogWriter, OpenedLog};
 use crate::lost_logs;
 use crate::machine::Machine;
+use crate::mending::Source;
 use crate::ownership;
 use crate::placement::ShardPlacement;
 use crate::replica::{Replica, ReplicaParts, raft_time};
@@ -212,8 +213,19 @@ impl<R: Runtime> Core<R> {
             log,
             raft,
             machine,
-            store: store.clone(),
-            runtime: self.runtime.clone(),
+            source: Source {
+                runtime: self.runtime.clone(),
+                store: store.clone(),
+                shard: recovered.shard,
+                peers: self.peers.clone(),
+                others: placement
+                    .replicas
+                    .iter()
+                    .map(|replica| replica.node_number)
+                    .filter(|node| *node != cluster.node_number)
+                    .collect(),
+                counters: self.counters.clone(),
+            },
             nodes: placement
                 .replicas
                 .iter()
@@ -242,6 +254,17 @@ impl<R: Runtime> Core<R> {
         self.runtime.spawn(TaskClass::Foreground, "room", core.watch_room());
         let core = self.clone();
         self.runtime.spawn(TaskClass::Background, "memory", core.keep_memory());
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Background, "compare", core.compare_replicas());
+        let guard = self.serving.borrow();
+        let logs = guard.as_ref().map(|serving| serving.logs.iter()).into_iter().flatten();
+        for (position, log) in logs.enumerate() {
+            let damages = self.clone().watch_damages(log.store.clone());
+            self.runtime.spawn(TaskClass::Background, "damages", damages);
+            let scrub = self.clone().scrub_log(log.store.clone(), position);
+            self.runtime.spawn(TaskClass::Background, "scrub", scrub);
+        }
+        drop(guard);
         let core = self.clone();
         self.runtime.spawn(TaskClass::Foreground, "balance", core.balance_leaders());
         // Replicas that may lead at once (a group of one) have something to do.

@@ -5,17 +5,19 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use futures_channel::oneshot;
-use krita_engine::{ReadError, ShardId, Slot, Store};
+use krita_engine::{ReadError, Slot};
 use krita_proto::error::ErrorCode;
 use krita_proto::routing::{ENTRY_BYTES_MAX, PAGE_BYTES_MAX};
 use krita_proto::v1;
 use krita_runtime::{Instant, Runtime, TaskClass};
 
 use crate::failure::Failure;
+use crate::mending::Source;
 use crate::replica::page;
 use crate::request::Scan;
 use crate::responder::Responder;
@@ -64,17 +66,11 @@ pub(crate) struct BatchGets {
 }
 
 /// Answers a confirmed read.
-pub(crate) fn serve<R: Runtime>(
-    runtime: &R,
-    store: &Store<R>,
-    shard: ShardId,
-    served_by: v1::ServedBy,
-    pending: PendingRead,
-) {
-    let store = store.clone();
+pub(crate) fn serve<R: Runtime>(source: &Rc<Source<R>>, served_by: v1::ServedBy, pending: PendingRead) {
+    let (runtime, source) = (&source.runtime, source.clone());
     match pending.read {
         Read::Get { key, responder } => run(runtime, "get", async move {
-            match value_of(&store, shard, &key).await {
+            match value_of(&source, &key).await {
                 Ok(Some((value, version))) => responder.message(&v1::GetReply {
                     found: true,
                     value,
@@ -88,7 +84,7 @@ pub(crate) fn serve<R: Runtime>(
             }
         }),
         Read::Scan { scan, responder } => run(runtime, "scan", async move {
-            match read_page(&store, shard, &scan).await {
+            match read_page(&source, &scan).await {
                 Ok(reply) => responder.message(&v1::ScanReply { served_by: Some(served_by), ..reply }),
                 Err(failure) => responder.fail(&failure),
             }
@@ -98,19 +94,13 @@ pub(crate) fn serve<R: Runtime>(
 }
 
 /// Answers a batch whose writes have been applied, after its gets.
-pub(crate) fn complete_batch<R: Runtime>(
-    runtime: &R,
-    store: &Store<R>,
-    shard: ShardId,
-    served_by: v1::ServedBy,
-    batch: BatchGets,
-) {
-    let store = store.clone();
+pub(crate) fn complete_batch<R: Runtime>(source: &Rc<Source<R>>, served_by: v1::ServedBy, batch: BatchGets) {
+    let (runtime, source) = (&source.runtime, source.clone());
     run(runtime, "batch", async move {
         let BatchGets { mut results, gets, responder } = batch;
         let has_writes = gets.len() < results.len();
         let keys: Vec<&[u8]> = gets.iter().map(|(_, key)| &key[..]).collect();
-        let values = match values_of(&store, shard, &keys).await {
+        let values = match values_of(&source, &keys).await {
             Ok(values) => values,
             // Whatever other code there is would say that the writes beside the gets were not applied.
             Err(failure) if has_writes => {
@@ -133,26 +123,18 @@ pub(crate) fn complete_batch<R: Runtime>(
 type Found = Option<(Bytes, u64)>;
 
 /// A key's value and version as the index has them now.
-pub(crate) async fn value_of<R: Runtime>(
-    store: &Store<R>,
-    shard: ShardId,
-    key: &[u8],
-) -> Result<Found, Failure> {
-    let mut values = values_of(store, shard, &[key]).await?;
+pub(crate) async fn value_of<R: Runtime>(source: &Rc<Source<R>>, key: &[u8]) -> Result<Found, Failure> {
+    let mut values = values_of(source, &[key]).await?;
     Ok(values.pop().flatten())
 }
 
 /// The values and versions of keys, all as of one moment: as the index has them when this is first polled, or later
 /// if one of them moved before it was read.
-async fn values_of<R: Runtime>(
-    store: &Store<R>,
-    shard: ShardId,
-    keys: &[&[u8]],
-) -> Result<Vec<Found>, Failure> {
+async fn values_of<R: Runtime>(source: &Rc<Source<R>>, keys: &[&[u8]]) -> Result<Vec<Found>, Failure> {
     'moment: for _ in 0..STALE_RETRIES_MAX {
         // Every slot before the first value: reading one may wait for the disk, and the shard goes on meanwhile.
         let slots: Vec<Option<Slot>> =
-            store.get_many(shard, keys).await.map_err(|error| read_failure(&error))?;
+            source.store.get_many(source.shard, keys).await.map_err(|error| index_failure(&error))?;
         let bytes = slots.iter().flatten().map(|slot| slot.value_length() + FOUND_BYTES).sum::<u64>();
         if bytes > ENTRY_BYTES_MAX as u64 {
             return Err(Failure::invalid("the values that the batch gets do not fit one answer: get fewer"));
@@ -163,7 +145,7 @@ async fn values_of<R: Runtime>(
                 values.push(None);
                 continue;
             };
-            match store.value(shard, key, &slot).await {
+            match source.value(key, &slot).await {
                 Ok(value) => values.push(Some((value, slot.version.0))),
                 Err(ReadError::Stale) => continue 'moment,
                 Err(error) => return Err(read_failure(&error)),
@@ -175,22 +157,18 @@ async fn values_of<R: Runtime>(
 }
 
 /// One page of a scan. It ends before it would hold more than [`PAGE_BYTES_MAX`] bytes, but not without an item.
-async fn read_page<R: Runtime>(
-    store: &Store<R>,
-    shard: ShardId,
-    scan: &Scan,
-) -> Result<v1::ScanReply, Failure> {
-    let slots = page(store, shard, scan).await.map_err(|error| read_failure(&error))?;
+async fn read_page<R: Runtime>(source: &Rc<Source<R>>, scan: &Scan) -> Result<v1::ScanReply, Failure> {
+    let slots = page(&source.store, source.shard, scan).await.map_err(|error| index_failure(&error))?;
     let mut more = slots.len() == scan.items_max;
     let mut items = Vec::with_capacity(slots.len());
     let mut bytes = 0;
     for (key, slot) in slots {
         let (value, version) = match scan.keys_only {
             true => (Bytes::new(), slot.version.0),
-            false => match store.value(shard, &key, &slot).await {
+            false => match source.value(&key, &slot).await {
                 Ok(value) => (value, slot.version.0),
                 // Its place was used again since the page was cut: a later state of the key is as good.
-                Err(ReadError::Stale) => match value_of(store, shard, &key).await? {
+                Err(ReadError::Stale) => match value_of(source, &key).await? {
                     Some(found) => found,
                     None => continue,
                 },
@@ -208,12 +186,26 @@ async fn read_page<R: Runtime>(
     Ok(v1::ScanReply { items, more, served_by: None })
 }
 
+/// An error of the index as a caller sees it. A damaged index makes the replica give up its leadership.
+fn index_failure(error: &ReadError) -> Failure {
+    match error {
+        ReadError::Corruption(corruption) => {
+            tracing::error!(%corruption, "corruption found in the index by a read");
+            Failure::unavailable("the index of this replica is damaged; another replica will lead")
+        }
+        other => read_failure(other),
+    }
+}
+
 /// A read error as a caller sees it.
 pub(crate) fn read_failure(error: &ReadError) -> Failure {
     match error {
         ReadError::Corruption(corruption) => {
             tracing::error!(%corruption, "corruption found by a read");
-            Failure::new(ErrorCode::Corruption, "the value failed its checksum on this replica")
+            Failure::new(
+                ErrorCode::Corruption,
+                "the value failed its checksum here, and no replica has another copy",
+            )
         }
         ReadError::Stale => Failure::overloaded("the value moved while it was read"),
         ReadError::Closed => Failure::not_ready("the node is stopping"),

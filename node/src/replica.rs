@@ -5,6 +5,7 @@
 //! three meet. It does no I/O itself: `emit` writes what [`Replica::ready`] gives, and calls back.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use bytes::Bytes;
 use krita_engine::{ShardId, Store};
@@ -14,8 +15,10 @@ use krita_raft::{Change as RaftChange, Entry, Index, Raft, ReadOutcome, ReadToke
 use krita_runtime::{Instant, Notify, Runtime};
 
 use crate::command::{self, WriteCommand};
+use crate::divergence::Hashes;
 use crate::failure::Failure;
 use crate::machine::{self, Machine, Outcome};
+use crate::mending::Source;
 use crate::reads::{self, PendingRead};
 use crate::request::{Action, Condition, KeyOperation, Scan, Write};
 use crate::responder::Responder;
@@ -36,7 +39,10 @@ pub(crate) struct Replica<R: Runtime> {
     pub(crate) raft: Raft<Payload>,
     pub(crate) machine: Machine,
     pub(crate) store: Store<R>,
-    runtime: R,
+    /// Where values are read.
+    pub(crate) source: Rc<Source<R>>,
+    /// Its state's hashes of late.
+    pub(crate) hashes: Hashes,
     /// Which node each replica of the group lives on.
     pub(crate) nodes: BTreeMap<krita_raft::ReplicaId, u32>,
     /// This node and core, as answers name them.
@@ -89,8 +95,7 @@ pub(crate) struct ReplicaParts<R: Runtime> {
     pub(crate) log: usize,
     pub(crate) raft: Raft<Payload>,
     pub(crate) machine: Machine,
-    pub(crate) store: Store<R>,
-    pub(crate) runtime: R,
+    pub(crate) source: Source<R>,
     pub(crate) nodes: BTreeMap<krita_raft::ReplicaId, u32>,
     pub(crate) served_by: v1::ServedBy,
     pub(crate) applied: Index,
@@ -145,8 +150,7 @@ impl<R: Runtime> Replica<R> {
             log,
             raft,
             machine,
-            store,
-            runtime,
+            source,
             nodes,
             served_by,
             applied,
@@ -155,6 +159,8 @@ impl<R: Runtime> Replica<R> {
             doubt,
             shard_count,
         } = parts;
+        let mut hashes = Hashes::default();
+        hashes.reset(applied.0, machine.state_hash());
         let log_time_ms = machine.log_time_ms();
         Self {
             shard,
@@ -162,8 +168,9 @@ impl<R: Runtime> Replica<R> {
             log,
             raft,
             machine,
-            store,
-            runtime,
+            store: source.store.clone(),
+            source: Rc::new(source),
+            hashes,
             nodes,
             served_by,
             leader: None,
@@ -332,7 +339,7 @@ impl<R: Runtime> Replica<R> {
     }
 
     fn serve(&self, read: PendingRead) {
-        reads::serve(&self.runtime, &self.store, self.engine_shard(), self.served_by, read);
+        reads::serve(&self.source, self.served_by, read);
     }
 
     /// Answers whoever proposed at this index: with the outcome if it is their entry, with a failure if
@@ -369,13 +376,7 @@ impl<R: Runtime> Replica<R> {
             AnswerShape::Batch { operations, gets } => {
                 let results = batch_results(operations, &gets, results);
                 let answer = reads::BatchGets { results, gets, responder: proposal.responder };
-                reads::complete_batch(
-                    &self.runtime,
-                    &self.store,
-                    self.engine_shard(),
-                    self.served_by,
-                    answer,
-                );
+                reads::complete_batch(&self.source, self.served_by, answer);
             }
         }
     }
@@ -460,6 +461,7 @@ impl<R: Runtime> Replica<R> {
         self.applied = meta.position.index;
         self.applied_term = meta.position.term;
         self.apply_through = self.apply_through.max(self.applied);
+        self.hashes.reset(self.applied.0, self.machine.state_hash());
         self.raft.snapshot_installed(now, meta);
     }
 

@@ -33,8 +33,12 @@ pub(crate) struct ShardRequest {
 #[derive(Clone, Debug)]
 pub(crate) enum ShardOperation {
     Write(Write),
-    Get { key: Bytes },
+    Get {
+        key: Bytes,
+    },
     Scan(Scan),
+    /// Compare the replicas.
+    Verify,
 }
 
 /// Changes to keys of one shard, all or none.
@@ -96,6 +100,7 @@ impl ShardRequest {
             FrameKind::Get => decode_get(body, shard_count),
             FrameKind::Batch => decode_batch(body, shard_count),
             FrameKind::Scan => decode_scan(body, shard_count),
+            FrameKind::Verify => decode_verify(body, shard_count),
             _ => return None,
         };
         Some(decoded.map(|(shard, operation, timeout_ms)| Self {
@@ -115,7 +120,7 @@ impl ShardRequest {
     pub(crate) fn changes_data(&self) -> bool {
         match &self.operation {
             ShardOperation::Write(write) => write.changes_data(),
-            ShardOperation::Get { .. } | ShardOperation::Scan(_) => false,
+            ShardOperation::Get { .. } | ShardOperation::Scan(_) | ShardOperation::Verify => false,
         }
     }
 }
@@ -219,6 +224,12 @@ fn decode_scan(body: &Bytes, shard_count: u32) -> Decoded {
     };
     let page = Scan { start: scan.start, end: scan.end, items_max, keys_only: scan.keys_only };
     Ok((scan.shard, ShardOperation::Scan(page), scan.timeout_ms))
+}
+
+fn decode_verify(body: &Bytes, shard_count: u32) -> Decoded {
+    let verify = v1::Verify::decode(body.clone()).map_err(malformed)?;
+    check_shard(verify.shard, shard_count)?;
+    Ok((verify.shard, ShardOperation::Verify, verify.timeout_ms))
 }
 
 fn single(operation: KeyOperation, request_id: Option<v1::RequestId>) -> ShardOperation {

@@ -80,6 +80,11 @@ impl<R: Runtime> Core<R> {
             ShardOperation::Scan(scan) => {
                 replica.read(now, PendingRead { read: Read::Scan { scan, responder }, deadline });
             }
+            ShardOperation::Verify => {
+                let verify = self.clone().verify(replica.shard, deadline, responder);
+                self.runtime.spawn(TaskClass::Foreground, "verify", verify);
+                return;
+            }
             ShardOperation::Write(write) => self.submit_write(replica, write, deadline, responder),
         }
         self.touch(replica);

@@ -381,6 +381,13 @@ impl<R: Runtime> Core<R> {
             FrameKind::SnapshotChunk if self.member_number(session).is_some() => {
                 self.decode_and(frame, responder, Self::on_snapshot_chunk);
             }
+            FrameKind::FetchValue if self.member_number(session).is_some() => {
+                self.decode_and(frame, responder, Self::on_fetch_value);
+            }
+            FrameKind::CompareHashes if self.member_number(session).is_some() => {
+                self.decode_and(frame, responder, Self::on_compare_hashes);
+            }
+            FrameKind::Scrub => self.answer_node_request(NodeRequest::Scrub, responder),
             other => {
                 responder.fail(&Failure::invalid(format!("{other} is no request that this node answers you")))
             }

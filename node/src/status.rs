@@ -14,7 +14,7 @@ use krita_runtime::{CoreId, Mesh, Runtime, TaskClass, timeout};
 use prost::Message;
 
 use crate::cluster::Cluster;
-use crate::core::Core;
+use crate::core::{Core, Serving};
 use crate::failure::Failure;
 use crate::mesh::{CoreMessage, NodeRequest};
 use crate::open::STATIC_EPOCH;
@@ -78,6 +78,13 @@ impl<R: Runtime> Core<R> {
             NodeRequest::Identify => self.answer_identify(responder),
             NodeRequest::Form { from, form } => self.answer_form(*from, *form, responder),
             NodeRequest::CoreStatus { shards } => responder.message(&self.core_status(shards)),
+            NodeRequest::CoreScrub => responder.message(&self.begin_scrub()),
+            NodeRequest::Scrub => {
+                let core = self.clone();
+                self.runtime.spawn(TaskClass::Foreground, "scrub", async move {
+                    responder.message(&core.begin_scrub_everywhere().await);
+                });
+            }
             NodeRequest::CoreLeaders => responder.message(&self.core_leaders()),
             NodeRequest::NodeStatus { shards } => {
                 let core = self.clone();
@@ -159,6 +166,7 @@ impl<R: Runtime> Core<R> {
             whole.shards_with_leader += part.shards_with_leader;
             whole.shards.extend(part.shards);
             whole.problems.extend(part.problems);
+            whole.storage = Some(add_storage(whole.storage.unwrap_or_default(), part.storage));
         }
         whole.shards.sort_by_key(|shard| shard.shard);
         // Every core sees the same trouble with a peer.
@@ -212,6 +220,8 @@ impl<R: Runtime> Core<R> {
         if self.peers.own_room().is_full() {
             reply.problems.push("the disk is full: new values are refused".to_owned());
         }
+        reply.problems.extend(self.counters.losses.borrow().iter().cloned());
+        reply.storage = Some(self.storage_status(serving));
         for replica in serving.replicas.values() {
             reply.shards_total += 1;
             reply.shards_led += u32::from(replica.is_leader());
@@ -223,6 +233,26 @@ impl<R: Runtime> Core<R> {
             }
         }
         reply
+    }
+
+    fn storage_status(&self, serving: &Serving<R>) -> v1::StorageStatus {
+        let room = self.peers.own_room();
+        let mut status = v1::StorageStatus {
+            free_bytes: room.free_bytes,
+            full: room.is_full(),
+            values_repaired: self.counters.values_repaired.get(),
+            divergences: self.counters.divergences.get(),
+            shards_suspect: serving.replicas.values().map(|replica| u32::from(replica.doubt.is_some())).sum(),
+            ..Default::default()
+        };
+        for log in &serving.logs {
+            let statistics = log.store.statistics();
+            status.logs_scrubbing += u32::from(log.scrub.is_running.get());
+            status.scrub_passes += statistics.scrub_passes;
+            status.scrub_bytes += statistics.scrub_bytes;
+            status.damages += statistics.damages;
+        }
+        status
     }
 
     fn peer_status(&self, member: &crate::identity::Member) -> v1::PeerStatus {
@@ -262,7 +292,7 @@ impl<R: Runtime> Core<R> {
     }
 
     /// Asks a core of this node, this one included. `None` if it does not answer in time.
-    async fn ask_core<M: Message + Default>(
+    pub(crate) async fn ask_core<M: Message + Default>(
         self: &Rc<Self>,
         core: CoreId,
         request: NodeRequest,
@@ -302,5 +332,22 @@ impl<R: Runtime> Core<R> {
             }
             last = status.state;
         }
+    }
+}
+
+/// What two cores of one node hold, together.
+fn add_storage(one: v1::StorageStatus, other: Option<v1::StorageStatus>) -> v1::StorageStatus {
+    let Some(other) = other else { return one };
+    v1::StorageStatus {
+        // One file system.
+        free_bytes: one.free_bytes.min(other.free_bytes),
+        full: one.full || other.full,
+        logs_scrubbing: one.logs_scrubbing + other.logs_scrubbing,
+        scrub_passes: one.scrub_passes + other.scrub_passes,
+        scrub_bytes: one.scrub_bytes + other.scrub_bytes,
+        damages: one.damages + other.damages,
+        values_repaired: one.values_repaired + other.values_repaired,
+        divergences: one.divergences + other.divergences,
+        shards_suspect: one.shards_suspect + other.shards_suspect,
     }
 }

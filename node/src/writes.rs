@@ -80,13 +80,12 @@ impl<R: Runtime> Core<R> {
     /// if the request has a session, that must go on record, or a copy of it that is still on its way might yet be
     /// applied after its client was told that it was not. Then it becomes a condition that never holds.
     async fn resolve(&self, shard: u32, write: &mut Write) -> Result<(), Failure> {
-        let store = self
-            .with_replica(shard, |replica| replica.store.clone())
+        let source = self
+            .with_replica(shard, |replica| replica.source.clone())
             .ok_or_else(|| Failure::not_ready("the shard is not open here"))?;
-        let engine_shard = krita_engine::ShardId(shard);
         for (position, operation) in write.operations.iter_mut().enumerate() {
             let Some(Condition::Value(wanted)) = &operation.condition else { continue };
-            let found = reads::value_of(&store, engine_shard, &operation.key).await?;
+            let found = reads::value_of(&source, &operation.key).await?;
             let (matches, version) = match &found {
                 Some((value, version)) => (value == wanted, *version),
                 None => (false, 0),

@@ -161,6 +161,14 @@ kinds! {
     NodeStatus = 22, Request;
     /// Answers a node status.
     NodeStatusReply = 23, Reply;
+    /// Compares the replicas of one shard.
+    Verify = 24, Request;
+    /// Answers a verify.
+    VerifyReply = 25, Reply;
+    /// Begins to read and check all that a node stores.
+    Scrub = 26, Request;
+    /// Answers a scrub.
+    ScrubReply = 27, Reply;
     /// Raft messages of many groups, from one core to one core.
     RaftBurst = 64, OneWay;
     /// Starts a snapshot of one shard.
@@ -177,6 +185,14 @@ kinds! {
     Form = 72, Request;
     /// Answers a form.
     FormReply = 73, Reply;
+    /// Asks another replica for a value that is damaged here.
+    FetchValue = 74, Request;
+    /// Answers a fetch value.
+    FetchValueReply = 75, Reply;
+    /// Compares state hashes of many shards.
+    CompareHashes = 76, Request;
+    /// Answers a compare hashes.
+    CompareHashesReply = 77, Reply;
 }
 
 impl std::fmt::Display for FrameKind {
@@ -224,10 +240,14 @@ requests! {
     Scan => ScanReply,
     ClusterStatus => ClusterStatusReply,
     NodeStatus => NodeStatusReply,
+    Verify => VerifyReply,
+    Scrub => ScrubReply,
     SnapshotBegin => SnapshotReply,
     SnapshotChunk => SnapshotReply,
     Identify => IdentifyReply,
     Form => FormReply,
+    FetchValue => FetchValueReply,
+    CompareHashes => CompareHashesReply,
 }
 
 /// The flags byte.

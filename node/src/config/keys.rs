@@ -103,7 +103,7 @@ const fn integer(min: u64, max: u64, unit: &'static str) -> Kind {
 
 /// Every key, in the order of the documentation.
 #[rustfmt::skip]
-pub const KEYS: [Key; 30] = [
+pub const KEYS: [Key; 31] = [
     key("cluster_name", Kind::Name, None,
         "The cluster's name; a node or client of another cluster is refused."),
     key("node_id", Kind::Name, None,
@@ -164,6 +164,9 @@ pub const KEYS: [Key; 30] = [
         "Memory for values kept at hand, over all cores; auto: an eighth of the machine's, at least 16 MiB.")),
     dynamic(key("checkpoint_after_bytes", Kind::Bytes { min: MIB, max: 1024 * GIB }, Some("256MiB"),
         "A core makes checkpoints once its log has grown by this much; more: fewer checkpoints, longer recovery.")),
+    key("scrub_bytes_per_second", Kind::Bytes { min: 0, max: 1024 * GIB }, Some("8MiB"),
+        "How fast a node reads and checks everything that it stores, over all cores, to find damage while it can be \
+         mended; 0: only when told to."),
     dynamic(key("request_timeout_ms", integer(10, TIMEOUT_MS_MAX as u64, "milliseconds"), Some("5000"),
         "How long a request that names no time-out may take.")),
     dynamic(key("connections_max", integer(16, 1_000_000, "connections"), Some("10000"),

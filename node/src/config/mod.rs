@@ -77,6 +77,8 @@ pub struct Config {
     pub value_cache_bytes: u64,
     /// A core makes checkpoints once its log has grown by this much.
     pub checkpoint_after_bytes: u64,
+    /// How fast everything stored is read and checked, over all cores of the node; 0 = only on demand.
+    pub scrub_bytes_per_second: u64,
     /// Deadline of a request that names none.
     pub request_timeout: Duration,
     /// Most connections, over all cores.
@@ -269,6 +271,7 @@ fn assemble(
         filter_bytes: values.budget("filter_bytes"),
         value_cache_bytes: values.budget("value_cache_bytes"),
         checkpoint_after_bytes: values.bytes("checkpoint_after_bytes"),
+        scrub_bytes_per_second: values.bytes("scrub_bytes_per_second"),
         request_timeout: values.milliseconds("request_timeout_ms"),
         connections_max: values.number_u32("connections_max"),
         log_file: values.optional("log_file").map(|_| values.path("log_file")),
