@@ -4,8 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
-use krita_runtime::{Notify, Runtime, TaskClass};
+use krita_runtime::{Notify, Runtime, TaskClass, timeout};
 
 use crate::cache::ValueCache;
 use crate::checkpoint::CheckpointIdentity;
@@ -20,6 +21,9 @@ use crate::run::{RunCaches, RunIdentity};
 use crate::segment::{self, Pins, SegmentHeader, Segments};
 use crate::shard::{CheckpointFile, Shard};
 use crate::types::{Headroom, Index, Options, Place, SegmentId, ShardId, Statistics};
+
+/// How often the file system is asked for room while there was none for the next segment.
+const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
 /// One open store. Belongs to one core.
 pub(crate) struct Inner<R: Runtime> {
@@ -351,6 +355,7 @@ impl<R: Runtime> Inner<R> {
 
 /// Keeps segments ready ahead of the writer. Runs until the store is closed.
 pub(crate) async fn maintain<R: Runtime>(inner: Rc<Inner<R>>) {
+    let mut was_short = false;
     loop {
         if inner.closed.get() {
             return;
@@ -361,15 +366,25 @@ pub(crate) async fn maintain<R: Runtime>(inner: Rc<Inner<R>>) {
             let _ = inner.advance().await;
         }
         inner.reclaim();
+        let mut is_short = false;
         while inner.poisoned().is_none()
             && !inner.closed.get()
             && inner.segments.borrow().spare.len() < inner.options.segments_spare
         {
             if let Err(error) = inner.make_spare(inner.options.segments_spare).await {
-                tracing::warn!(log = %inner.options.log, %error, "no segment could be made ahead");
+                if !was_short {
+                    tracing::warn!(log = %inner.options.log, %error, "no segment could be made ahead");
+                }
+                is_short = true;
                 break;
             }
         }
-        inner.maintenance_wake.notified().await;
+        was_short = is_short;
+        if is_short {
+            // Nobody tells when there is room again on the file system: look from time to time.
+            let _ = timeout(&inner.runtime, ROOM_INTERVAL, inner.maintenance_wake.notified()).await;
+        } else {
+            inner.maintenance_wake.notified().await;
+        }
     }
 }
