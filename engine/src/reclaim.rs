@@ -57,6 +57,11 @@ impl Reclaiming {
         self.evacuated.values().find_map(|evacuation| evacuation.waiting.first().copied())
     }
 
+    /// Whether a segment is only held back by somebody who will leave.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.dead.is_empty() || self.evacuated.values().any(|evacuation| evacuation.since.is_some())
+    }
+
     /// Evacuated segments that cannot be used again yet.
     pub(crate) fn evacuated_count(&self) -> u64 {
         self.evacuated.len() as u64

@@ -160,6 +160,7 @@ impl<R: Runtime> Recovery<'_, R> {
     async fn run(self) -> Result<Recovered<R>, OpenError> {
         let mut found = self.find_segments().await?;
         let records = self.manifest.shards();
+        self.adopt(&mut found, &records).await?;
         self.check_references(&found, &records)?;
         let mut replaying = self.load_checkpoints(records).await?;
         let chain = self.scan(&found, &mut replaying).await?;
@@ -229,6 +230,40 @@ impl<R: Runtime> Recovery<'_, R> {
             // A crash while the file was being made, or put to use.
             None if whole => found.doubtful.push(file),
             None => found.orphans.push(path),
+        }
+        Ok(())
+    }
+
+    /// A segment with a damaged header that no replay needs may hold values still: its first batch tells its life. An
+    /// earlier life, if a crash tore the header while the file was put to use, is known to be dead soon enough.
+    async fn adopt(
+        &self,
+        found: &mut Found<R>,
+        records: &BTreeMap<ShardId, ShardRecord>,
+    ) -> Result<(), OpenError> {
+        let starts = records.values().map(|record| record.tail.replay.segment);
+        let Some(oldest) = starts.min() else { return Ok(()) };
+        for file in std::mem::take(&mut found.doubtful) {
+            let head = self.window(&file).get(SEGMENT_BODY as usize, BATCH_HEADER_BYTES).await?;
+            let first =
+                batch::decode_header(&head, self.nonce).map(|checked| checked.header).filter(|batch| {
+                    let here = (batch.log, batch.offset) == (self.options.log, SEGMENT_BODY);
+                    here && batch.segment < oldest && !found.used.contains_key(&batch.segment)
+                });
+            let Some(first) = first else {
+                found.doubtful.push(file);
+                continue;
+            };
+            let (file_number, segment) = (file.number, first.segment);
+            tracing::warn!(log = %self.options.log, %segment, file_number, "a segment's header is damaged");
+            let header = SegmentHeader {
+                log: self.options.log,
+                file: file.number,
+                segment,
+                first_sequence: first.sequence,
+                previous: first.previous,
+            };
+            found.used.insert(segment, (file, header));
         }
         Ok(())
     }
