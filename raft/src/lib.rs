@@ -31,14 +31,16 @@
 //! voter votes once in a term, and only for a log at least as long as its own, by (term, index) of the last entry.
 //!
 //! A voter that has heard a leader helps nobody, itself included, for one election timeout: that is its *promise*. It
-//! outlives changes of term. A voter that has just started may have promised something before it stopped, and waits for
+//! outlives changes of term. A voter that has just started may have promised something before it stopped, and waits
+//! for
 //! the longest election timeout. A leader that hears no quorum for an election timeout steps down (*check-quorum*), so
 //! the promises cannot keep a useless leader. Only a transfer, which the leader itself asked for, overrides them.
 //!
 //! # Replication
 //!
 //! The leader keeps a [`FollowerStatus`] for each other member. It *probes* with one append at a time until it
-//! finds where the logs agree, skipping whole terms, then *pipelines* within a window of messages and bytes; if the log
+//! finds where the logs agree, skipping whole terms, then *pipelines* within a window of messages and bytes; if the
+//! log
 //! no longer reaches back far enough it asks for a *snapshot*. Recent entries are in memory; older ones it asks of the
 //! driver ([`LogLoad`]). A lost append shows in a rejection, or in an empty append that follows the next heartbeat's
 //! answer. The commit index travels with the next append or heartbeat.
@@ -64,10 +66,18 @@
 //! replica. Since silence then proves nothing, the driver must call [`Raft::peer_core_died`] when it learns, by
 //! other means, that the core of a peer is gone or was started anew.
 //!
+//! # Lost memory
+//!
+//! All of this rests on disks that keep what they were given. Where one did not, and the driver noticed, the replica
+//! is *suspect*: it neither votes nor counts until a leader has shown it what it may have forgotten. The rules, and
+//! why
+//! they are enough, stand in `suspect.rs`.
+//!
 //! # What is not here
 //!
 //! Configurations can be joint, and every quorum is counted through [`Configuration`], but nothing changes one yet.
-//! Followers serve no linearizable reads. Snapshots are moved by the driver.
+//! Followers serve no linearizable reads. Snapshots are moved by the driver. A disk that forgets unnoticed is beyond
+//! help.
 //!
 //! # Example
 //!

@@ -2,7 +2,108 @@
 //!
 //! A disk that lost or damaged part of a log breaks the promise on which every quorum rests: that who acknowledged an
 //! entry holds it, and who gave a vote remembers it. The remedy follows Alagappan et al., "Protocol-Aware Recovery for
-//! Consensus-Based Storage" (FAST '18): such a replica counts for nothing until the group has given back what mattered.
+//! Consensus-Based Storage" (FAST '18): such a replica counts for nothing until the group has given back what
+//! mattered.
+//!
+//! # The rules
+//!
+//! The driver flags the replica, durably, when it finds the damage ([`Restored::suspect`](crate::Restored::suspect),
+//! [`Raft::become_suspect`](crate::Raft::become_suspect)). From then on
+//!
+//! 1. it does not campaign, not even if asked to; it grants no vote; it does not lead, so it serves no read;
+//! 2. it marks all it says ([`SuspectMark`]); where nobody speaks to it, it *knocks*, so that a silent leader wakes;
+//! 3. it calls committed only what it has applied, and what the leader of its term has shown it to hold since;
+//! 4. if its state is damaged ([`Suspicion::NeedsSnapshot`]), it appends and applies nothing before a snapshot has
+//!    replaced both, however old that is.
+//!
+//! A leader that learns of it
+//!
+//! 5. forgets what it assumed of it, and finds anew what it holds;
+//! 6. counts it neither for commits nor for rounds, so neither for reads nor for leases; does not hand over to it, and
+//!    does not fall silent. (Check-quorum does count it: that asks who can be reached, not who can be believed.)
+//! 7. *confirms*: it waits until every other voter that is not suspect itself has answered, in its term, a round that
+//!    began after it had learnt of the last suspicion; and until an entry of its own term is committed. The suspects
+//!    must be fewer than a majority in each half of the configuration. Then it tells each its commit index as
+//!    [`Heal::through`].
+//!
+//! The suspect is whole when, in that leader's term, its log is durable and equal to the leader's up to there, and its
+//! term is durable with a vote in it: if it has none, it votes for that leader. Then [`Change::Whole`] comes.
+//!
+//! # Why nothing committed is lost
+//!
+//! Call R the suspect, L the leader that heals it in term T, and C what it is told to hold. What R did before it
+//! forgot
+//! binds it in two ways; a suspect does nothing that could bind it further. Suppose first that R is the only suspect.
+//!
+//! *Votes.* R may have forgotten that it voted for some Y in a term above T. Y was then a candidate in that term,
+//! whose
+//! request left only once that term was durable at Y, before R forgot, so before L learnt of it. Y is a voter, and not
+//! R. But Y answered, after that, a round of L in term T. So there was no such vote. In T itself R now has a vote,
+//! for L
+//! or as it remembered, and will not give another; and it ignores what is below.
+//!
+//! *Candidacies.* R may have forgotten that it campaigned in a term above T, which it enters again later, with another
+//! log. Grants of a vote that answer the old request, or that old request itself, may still be on their way. They name
+//! the life of R that asked ([`Marks::life`]); R counts none that another life asked for. If it had won, a majority of
+//! voters would have been in that term and not have answered in T.
+//!
+//! *Entries.* R may have forgotten an entry e that it acknowledged to a leader K of term k. If e was, or will be,
+//! committed with the help of that, then e lies at or below C in the log of L, so R has it back:
+//!
+//! - k > T: K has not answered in T afterwards, see above; so there was none.
+//! - k < T: K has answered in T, so it leads no more, and what it committed it committed before. All of that is in the
+//!   log of L, by the usual argument: the quorum of e and the quorum that elected L share a voter. If it is R, R voted
+//!   after it had acknowledged e and before it forgot, as suspects do not vote. L has committed an entry of its own
+//!   term, so all of it is at or below C.
+//! - k = T: K is L. What it counted before it learnt of the suspicion is in C, which is read later. What R had said
+//!   before it forgot and what arrives after that must not count; it would tell of entries that R has lost. So the
+//!   leader numbers what it learns ([`Marks::doubts`]), the number goes with all it says to R, and R repeats it: an
+//!   answer with an older number was given before R had heard it, and is ignored. The same holds for what R said
+//!   as a suspect, once it is whole.
+//!
+//! An acknowledgement that L counts *before* it learns of anything is no trap: it is as if R had forgotten later.
+//!
+//! *Leases and reads.* What R promised K before it forgot, it may break only when it is whole, and then K has
+//! answered in
+//! T and leads no more; or K is L, which does not count R's earlier answers, and which R has heard since.
+//!
+//! *What R itself commits.* The commit index in R's hard state may be newer than its log: what stands at that index
+//! may be
+//! the tail of an old leader whose truncation is forgotten. A heartbeat on its way names what R had acknowledged
+//! before. Hence rule 3. Once it is whole, its log is right up to C, and no such index exceeds C.
+//!
+//! # More than one
+//!
+//! A voter that is suspect too need not answer for R's sake, and its answer would prove little: it may have
+//! forgotten that
+//! it was Y, or K. But then it is so no longer. It leads and campaigns no more, and its old life's candidacy counts
+//! for
+//! nothing in a new one. If it had *won* above T, then by a majority, of which the suspects are not all: one voter
+//! that is whole would have been in that term when L learnt of the last suspicion, and would not have answered in T
+//! afterwards. This is why the suspects must be fewer than a majority. In a group of five two may be suspect at
+//! once, and
+//! are healed by the same confirmation. If a majority is suspect, something may be lost that nobody can name; then
+//! nobody is healed and nothing commits, which is visible and which an operator must decide.
+//!
+//! A joint configuration commits and elects by majorities of both halves, but before it was entered by one alone: so
+//! the bound holds in each half, and all voters of both are asked.
+//!
+//! # What happens meanwhile
+//!
+//! - *The leader changes while R heals.* What the old one said is void with its term; the next one learns of R from
+//!   R's first answer, and confirms anew. R's flag stays.
+//! - *R crashes while it heals.* The flag is durable. It comes back with another nonce, also if only its process
+//!   died: what
+//!   it acknowledged to the leader may be gone with more of its disk. The leader starts over, and a [`Heal`] that is
+//!   still on its way names the old nonce and is ignored.
+//! - *R is whole and crashes before the driver has cleared the flag.* It heals once more. Nothing is lost by caution.
+//! - *R is suspect at run time, and acknowledgements of its earlier self are still waiting for its disk.* They count
+//!   as what
+//!   they are: said before.
+//! - *Nobody leads.* The others elect without R, if they are a majority. In a group of two, or if another is down,
+//!   they
+//!   wait, unless there was a leader all along.
+//! - *A group of one.* Nobody can heal it: [`SuspectStatus::can_heal`] says so, and it stays as it is.
 
 use std::fmt;
 
@@ -17,7 +118,8 @@ use crate::types::{Index, Payload, ReplicaId};
 pub enum Suspicion {
     /// It may have forgotten entries, votes and terms; the log and state that it has left are good.
     Forgetful,
-    /// Its state, or its log, is damaged: nothing is applied, and nothing appended, until a snapshot has replaced both.
+    /// Its state, or its log, is damaged: nothing is applied, and nothing appended, until a snapshot has replaced
+    /// both.
     NeedsSnapshot,
 }
 
@@ -27,7 +129,8 @@ pub struct Marks {
     /// Of a request for a vote: the life of the candidate ([`Config::boot`](crate::Config::boot)); of its answer: the
     /// life that asked. 0 otherwise.
     pub life: u64,
-    /// Of a leader's messages: how often it has learnt, in its term, that the receiver is suspect, or is not any more. Of
+    /// Of a leader's messages: how often it has learnt, in its term, that the receiver is suspect, or is not any
+    /// more. Of
     /// answers: the greatest such number that the sender has heard in this term.
     pub doubts: u64,
     /// The sender is suspect.

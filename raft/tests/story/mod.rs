@@ -21,6 +21,7 @@ pub(crate) struct Story {
     links: BTreeMap<Link, VecDeque<Message<Vec<u8>>>>,
     snapshots: BTreeMap<Link, Machine>,
     events: Vec<String>,
+    lives: u64,
 }
 
 fn number(word: &str) -> u64 {
@@ -78,8 +79,10 @@ impl Story {
                 self.crashed.insert(number(id), replica.disk);
             }
             ("restart", [id]) => self.restart(number(id)),
+            ("forget", [id, losses @ ..]) => self.forget(number(id), losses),
             ("checkpoint", [id]) => self.replicas.get_mut(&number(id)).unwrap().checkpoint(0),
-            ("snapshot", [word]) => self.snapshot(link(word)),
+            ("snapshot", [word]) => self.snapshot(link(word), true),
+            ("snapshot", [word, "unheard"]) => self.snapshot(link(word), false),
             ("status", []) => self.status(),
             (call, [id, arguments @ ..]) => self.call(call, number(id), arguments),
             _ => panic!("unknown command `{line}`"),
@@ -119,10 +122,29 @@ impl Story {
     fn restart(&mut self, id: u64) {
         let mut config = self.base.clone().expect("the script begins with a group");
         config.id = ReplicaId(id);
+        self.lives += 1;
+        config.boot = self.lives;
         let disk = self.crashed.remove(&id).expect("it is down");
         let replica = Replica::start(config, self.configuration.clone(), disk, self.clocks[&id]);
         self.replicas.insert(id, replica);
         self.pump(id);
+    }
+
+    /// A replica that is down loses some of its disk, and knows it.
+    fn forget(&mut self, id: u64, losses: &[&str]) {
+        let disk = self.crashed.get_mut(&id).expect("it is down");
+        disk.suspect = Some(Suspicion::Forgetful);
+        for loss in losses {
+            match loss.split_once('=') {
+                Some(("after", index)) => disk.truncate(Index(number(index))),
+                None if *loss == "votes" => disk.hard_state = HardState::default(),
+                None if *loss == "all" => {
+                    *disk = Disk { suspect: disk.suspect, has_run: true, ..Disk::default() }
+                }
+                None if *loss == "state" => disk.suspect = Some(Suspicion::NeedsSnapshot),
+                Some(_) | None => panic!("unknown loss `{loss}`"),
+            }
+        }
     }
 
     fn tick(&mut self, id: u64, time: Duration) {
@@ -158,6 +180,13 @@ impl Story {
                 raft.transfer_leadership(now, ReplicaId(number(to))).err().map(|error| error.to_string())
             }
             ("campaign", []) => raft.campaign(now).err().map(|error| error.to_string()),
+            ("suspect", [what]) => {
+                let suspicion =
+                    if *what == "state" { Suspicion::NeedsSnapshot } else { Suspicion::Forgetful };
+                raft.become_suspect(now, suspicion);
+                self.replicas.get_mut(&id).unwrap().disk.suspect = Some(suspicion);
+                None
+            }
             ("step_down", []) => {
                 raft.step_down(now);
                 None
@@ -235,6 +264,9 @@ impl Story {
                 });
             }
             let replica = self.replicas.get_mut(&id).unwrap();
+            if ready.changes.iter().any(|change| matches!(change, Change::Whole { .. })) {
+                replica.trusted();
+            }
             replica.take_records(&mut ready);
             self.send(ready.messages);
             let now = self.clocks[&id];
@@ -286,7 +318,7 @@ impl Story {
         }
     }
 
-    fn snapshot(&mut self, (from, to): Link) {
+    fn snapshot(&mut self, (from, to): Link, is_heard: bool) {
         let machine = self.snapshots.remove(&(from, to)).expect("a snapshot was asked for");
         let (now, position) = (self.clocks[&to], machine.position());
         let meta = SnapshotMeta { position, configuration: self.configuration.clone() };
@@ -296,11 +328,12 @@ impl Story {
             self.pump(to);
             self.replicas.get_mut(&to).unwrap().install(machine, self.configuration.clone(), now);
             self.events.push(format!("{to} installs the snapshot of {}", position.index));
-            self.replicas.get_mut(&from).unwrap().raft.snapshot_sent(
-                sender_now,
-                ReplicaId(to),
-                position.index,
-            );
+            let sender = &mut self.replicas.get_mut(&from).unwrap().raft;
+            if is_heard {
+                sender.snapshot_sent(sender_now, ReplicaId(to), position.index);
+            } else {
+                sender.snapshot_failed(sender_now, ReplicaId(to));
+            }
         } else {
             self.events.push(format!("{to} has no use for the snapshot of {}", position.index));
             self.replicas.get_mut(&from).unwrap().raft.snapshot_failed(sender_now, ReplicaId(to));
@@ -314,6 +347,10 @@ impl Story {
             let status = replica.raft.status();
             let mut line = format!("{id} {:?} term {}", status.role, status.term);
             line += &format!(" last {} durable {} commit {}", status.last, status.durable, status.commit);
+            if let Some(suspect) = status.suspect {
+                line += " suspect";
+                line += if suspect.can_heal { "" } else { " for ever" };
+            }
             if status.quiesced {
                 line += " silent";
             }
@@ -322,7 +359,9 @@ impl Story {
                 line += &format!(" lease {} ms", left.as_millis());
             }
             for follower in &status.followers {
-                line += &format!(" [{} {:?} matched {}]", follower.id, follower.mode, follower.matched);
+                let suspect = if follower.suspect { " suspect" } else { "" };
+                line +=
+                    &format!(" [{} {:?} matched {}{suspect}]", follower.id, follower.mode, follower.matched);
             }
             self.events.push(line);
         }
@@ -388,5 +427,12 @@ fn tell_message(message: &Message<Vec<u8>>) -> String {
         Body::QuiesceReply { agreed: false } => "not yet silent".to_string(),
         Body::Wake => "wake".to_string(),
     };
-    format!("{} -> {} term {}: {body}", message.from, message.to, message.term)
+    let marks = &message.marks;
+    let suspect = match marks.suspect {
+        None => "",
+        Some(SuspectMark { needs_snapshot: false, .. }) => " (I am suspect)",
+        Some(SuspectMark { needs_snapshot: true, .. }) => " (I am suspect, and need a snapshot)",
+    };
+    let heal = marks.heal.map_or(String::new(), |heal| format!(" (be whole at {})", heal.through));
+    format!("{} -> {} term {}: {body}{suspect}{heal}", message.from, message.to, message.term)
 }
