@@ -61,6 +61,9 @@
 //!   answer with an older number was given before R had heard it, and is ignored. The same holds for what R said
 //!   as a suspect, once it is whole.
 //!
+//! The answers in T need not be durable at those who gave them. Should one forget T in an ordinary crash, it leads and
+//! campaigns in no earlier term for that: what it once asked for there it asks for no more.
+//!
 //! An acknowledgement that L counts *before* it learns of anything is no trap: it is as if R had forgotten later.
 //!
 //! *Leases and reads.* What R promised K before it forgot, it may break only when it is whole, and then K has

@@ -15,9 +15,10 @@
 //! | `deliver`, `deliver 1->2`, `drop 1->2` | all messages until none is left; those on one link now |
 //! | `cut 1 2`, `heal` | messages between two are lost from now on; no more |
 //! | `hold 1`, `durable 1`, `release 1` | its disk stops; finishes what waits; is quick again |
-//! | `forget 3 after=2 votes`, `forget 3 all`, `forget 3 state` | while it is down, its disk loses that, and it is suspect |
+//! | `forget 3 after=2 votes`, `forget 3 all`, `forget 3 state` | while down, its disk loses that; it is suspect |
 //! | `suspect 2 memory`, `suspect 2 state` | while it runs, it finds that its memory or its state is damaged |
 //! | `crash 3`, `restart 3`, `checkpoint 1`, `snapshot 1->3` | as they say; a checkpoint drops the log before it |
+//! | `checkpoint 1 3`, `snapshot 1->3 unheard` | but for so many entries; its sender does not hear of it |
 //! | `status` | a line for each |
 // A test runner reads and writes its scripts.
 #![allow(clippy::disallowed_methods)]

@@ -1,5 +1,5 @@
-//! Replicas that may have forgotten, message by message: answers from before, in the wrong order, from another life, and
-//! groups between two configurations. The stories with ordered links are in `scripts/suspect*.txt`.
+//! Replicas that may have forgotten, message by message: answers from before, in the wrong order, from another life;
+//! and groups between two configurations. The stories with ordered links are in `scripts/suspect*.txt`.
 
 use krita_raft::*;
 

@@ -81,6 +81,9 @@ impl Story {
             ("restart", [id]) => self.restart(number(id)),
             ("forget", [id, losses @ ..]) => self.forget(number(id), losses),
             ("checkpoint", [id]) => self.replicas.get_mut(&number(id)).unwrap().checkpoint(0),
+            ("checkpoint", [id, keep]) => {
+                self.replicas.get_mut(&number(id)).unwrap().checkpoint(number(keep));
+            }
             ("snapshot", [word]) => self.snapshot(link(word), true),
             ("snapshot", [word, "unheard"]) => self.snapshot(link(word), false),
             ("status", []) => self.status(),
