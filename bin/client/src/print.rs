@@ -2,13 +2,23 @@
 
 use std::io::{self, Write};
 
+use clap::ValueEnum;
 use kritaclient::{Deleted, Entry, MemberHealth, Written};
 use serde_json::{Map, Value, json};
 
-use crate::arguments::Output;
+/// How results are printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Output {
+    /// For people: one line per result.
+    Text,
+    /// One JSON value per result; bytes that are not UTF-8 are base64 and marked as such.
+    Json,
+    /// Bytes as they are, nothing added; listed keys end with a zero byte.
+    Raw,
+}
 
 /// A value that was put.
-pub(crate) fn written(out: &mut impl Write, output: Output, written: Written) -> io::Result<()> {
+pub fn written(out: &mut impl Write, output: Output, written: Written) -> io::Result<()> {
     match output {
         Output::Text => writeln!(out, "OK version {}", written.version),
         Output::Json => line(out, &json!({ "version": written.version })),
@@ -17,7 +27,7 @@ pub(crate) fn written(out: &mut impl Write, output: Output, written: Written) ->
 }
 
 /// A key that was removed, or was absent already.
-pub(crate) fn deleted(out: &mut impl Write, output: Output, deleted: Deleted) -> io::Result<()> {
+pub fn deleted(out: &mut impl Write, output: Output, deleted: Deleted) -> io::Result<()> {
     match output {
         Output::Text if deleted.existed => writeln!(out, "OK version {}", deleted.version),
         Output::Text => writeln!(out, "OK the key was absent"),
@@ -27,7 +37,7 @@ pub(crate) fn deleted(out: &mut impl Write, output: Output, deleted: Deleted) ->
 }
 
 /// A value that was read.
-pub(crate) fn entry(out: &mut impl Write, output: Output, entry: &Entry) -> io::Result<()> {
+pub fn entry(out: &mut impl Write, output: Output, entry: &Entry) -> io::Result<()> {
     match output {
         Output::Text => {
             out.write_all(&entry.value)?;
@@ -44,7 +54,7 @@ pub(crate) fn entry(out: &mut impl Write, output: Output, entry: &Entry) -> io::
 }
 
 /// One key of a list.
-pub(crate) fn key(out: &mut impl Write, output: Output, key: &[u8], version: u64) -> io::Result<()> {
+pub fn key(out: &mut impl Write, output: Output, key: &[u8], version: u64) -> io::Result<()> {
     match output {
         Output::Text => {
             out.write_all(key)?;
@@ -64,7 +74,7 @@ pub(crate) fn key(out: &mut impl Write, output: Output, key: &[u8], version: u64
 }
 
 /// Whether a member serves and has nothing to report.
-pub(crate) fn is_healthy(member: &MemberHealth) -> bool {
+pub fn is_healthy(member: &MemberHealth) -> bool {
     member.status.as_ref().is_ok_and(|status| {
         status.state == "serving"
             && status.problems.is_empty()
@@ -73,7 +83,7 @@ pub(crate) fn is_healthy(member: &MemberHealth) -> bool {
 }
 
 /// How the members are, one each.
-pub(crate) fn health(out: &mut impl Write, output: Output, members: &[MemberHealth]) -> io::Result<()> {
+pub fn health(out: &mut impl Write, output: Output, members: &[MemberHealth]) -> io::Result<()> {
     match output {
         Output::Text | Output::Raw => members.iter().try_for_each(|member| health_text(out, member)),
         Output::Json => {
@@ -129,12 +139,13 @@ fn health_json(member: &MemberHealth) -> Value {
     Value::Object(object)
 }
 
-fn line(out: &mut impl Write, value: &Value) -> io::Result<()> {
+/// One JSON value on a line.
+pub(crate) fn line(out: &mut impl Write, value: &Value) -> io::Result<()> {
     writeln!(out, "{value}")
 }
 
 /// Bytes under `name` if they are UTF-8, else under `name_base64`: never a guess which one it is.
-fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
+pub(crate) fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => object.insert(name.to_owned(), text.into()),
         Err(_) => object.insert(format!("{name}_base64"), base64(bytes).into()),

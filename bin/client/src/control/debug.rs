@@ -1,0 +1,223 @@
+//! `kritactl debug`: reads files of a stopped node through the engine's inspector, and prints what is there.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use krita_engine::inspect::{
+    BatchInfo, Directory, Findings, LogContext, RecordInfo, SegmentItem, inspect_checkpoint, inspect_log,
+    inspect_manifest, inspect_run, inspect_segment,
+};
+
+use crate::control::files::{Folder, OpenFile, logs, named};
+use crate::control::{Debug, FileArguments, Form, json, lock, text};
+use crate::failure::Failure;
+use crate::print::line;
+
+/// Does what was typed behind `debug`.
+///
+/// # Errors
+/// A file cannot be read, a node uses it, or damage was found.
+pub fn run(command: &Debug, form: Form, out: &mut impl Write) -> Result<(), Failure> {
+    let files = match command {
+        Debug::Log { files, .. }
+        | Debug::Segment { files, .. }
+        | Debug::Run { files, .. }
+        | Debug::Checkpoint { files }
+        | Debug::Manifest { files, .. } => files,
+    };
+    refuse_if_in_use(files)?;
+    let damaged = match command {
+        Debug::Log { files, records } => log(files, *records, form, out)?,
+        Debug::Segment { files, records, batch } => {
+            let which = match (records, batch) {
+                (true, _) => Which::All,
+                (false, Some(batch)) => Which::One(*batch),
+                (false, None) => Which::None,
+            };
+            segment(files, which, form, out)?
+        }
+        Debug::Run { files, keys } => run_file(files, *keys, form, out)?,
+        Debug::Checkpoint { files } => checkpoint(files, form, out)?,
+        Debug::Manifest { files, frames } => manifest(files, *frames, form, out)?,
+    };
+    if !damaged {
+        return Ok(());
+    }
+    if !files.force && lock::is_in_use(&files.path)? {
+        warn(
+            "a node was started meanwhile: what looks like damage may be its writes; stop it and look again",
+        );
+    }
+    Err(Failure::Damaged)
+}
+
+fn warn(what: &str) {
+    let _closed = writeln!(io::stderr(), "kritactl: {what}");
+}
+
+fn refuse_if_in_use(files: &FileArguments) -> Result<(), Failure> {
+    let path = &files.path;
+    if !lock::is_in_use(path).map_err(|error| named(path, error))? {
+        return Ok(());
+    }
+    if !files.force {
+        return Err(Failure::Refused(format!(
+            "{}: a running node uses it; stop the node, or look all the same with --force",
+            path.display()
+        )));
+    }
+    warn("a running node uses these files: what it writes meanwhile may look like damage");
+    Ok(())
+}
+
+/// Which batches are listed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    None,
+    All,
+    One(u64),
+}
+
+/// Prints batches and records as they come.
+struct Lister<'o, W> {
+    out: &'o mut W,
+    form: Form,
+    which: Which,
+    /// Whether the records that come belong to a batch that is listed.
+    listing: bool,
+}
+
+impl<W: Write> Lister<'_, W> {
+    fn show(&mut self, item: SegmentItem<'_>) -> io::Result<()> {
+        match item {
+            SegmentItem::Batch(batch) => {
+                self.listing = self.which == Which::All || self.which == Which::One(batch.sequence);
+                if self.listing { self.batch(batch) } else { Ok(()) }
+            }
+            SegmentItem::Record(record, _) if self.listing => self.record(record),
+            SegmentItem::Record(..) => Ok(()),
+        }
+    }
+
+    fn batch(&mut self, batch: &BatchInfo) -> io::Result<()> {
+        match self.form {
+            Form::Text => text::batch(self.out, batch),
+            Form::Json => line(self.out, &json::batch(batch)),
+        }
+    }
+
+    fn record(&mut self, record: &RecordInfo) -> io::Result<()> {
+        match self.form {
+            Form::Text => text::record(self.out, record),
+            Form::Json => line(self.out, &json::record(record)),
+        }
+    }
+}
+
+fn log(files: &FileArguments, records: bool, form: Form, out: &mut impl Write) -> Result<bool, Failure> {
+    let mut damaged = false;
+    for path in logs(&files.path)? {
+        let which = if records { Which::All } else { Which::None };
+        let mut lister = Lister { out: &mut *out, form, which, listing: false };
+        let report = inspect_log(&Folder(path.clone()), files.nonce, &mut |item| lister.show(item))?;
+        damaged |= report.findings.damaged();
+        let path = path.display().to_string();
+        match form {
+            Form::Text => text::log(out, &path, &report)?,
+            Form::Json => line(out, &json::log(&path, &report))?,
+        }
+    }
+    Ok(damaged)
+}
+
+/// The folder of a file and its name.
+fn place(path: &Path) -> (Folder, String) {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    (Folder(parent.to_owned()), name)
+}
+
+/// What the manifest beside a file says of the log, or the nonce that was typed.
+fn context(files: &FileArguments) -> Result<LogContext, Failure> {
+    let (folder, _) = place(&files.path);
+    let mut identity = None;
+    for name in folder.names()?.iter().filter(|name| name.starts_with("manifest-")) {
+        let report = inspect_manifest(folder.open(name)?.as_ref(), name, &mut |_| Ok(()))?;
+        identity = report.identity.or(identity);
+    }
+    match (files.nonce, identity) {
+        (None, Some(identity)) => Ok(identity.context()),
+        (Some(nonce), Some(identity)) => Ok(LogContext { nonce, ..identity.context() }),
+        (Some(nonce), None) => Ok(LogContext::with_nonce(nonce)),
+        (None, None) => Err(Failure::Refused(format!(
+            "{}: no manifest beside it tells the seed of its checksums: name it by --nonce",
+            files.path.display()
+        ))),
+    }
+}
+
+fn segment(files: &FileArguments, which: Which, form: Form, out: &mut impl Write) -> Result<bool, Failure> {
+    let context = context(files)?;
+    let (_, name) = place(&files.path);
+    let file = OpenFile::open(&files.path)?;
+    let mut lister = Lister { out: &mut *out, form, which, listing: false };
+    let report = inspect_segment(&file, &name, context, &mut |item| lister.show(item))?;
+    match form {
+        Form::Text => {
+            text::segment(out, &report.summary)?;
+            text::findings(out, &report.findings)?;
+        }
+        Form::Json => line(out, &verdict(json::segment(&report.summary), &report.findings))?,
+    }
+    Ok(report.findings.damaged())
+}
+
+fn verdict(mut value: serde_json::Value, findings: &Findings) -> serde_json::Value {
+    json::verdict(&mut value, findings);
+    value
+}
+
+fn run_file(files: &FileArguments, keys: bool, form: Form, out: &mut impl Write) -> Result<bool, Failure> {
+    let context = context(files)?;
+    let (_, name) = place(&files.path);
+    let file = OpenFile::open(&files.path)?;
+    let report = inspect_run(&file, &name, context, &mut |item| match (keys, form) {
+        (false, _) => Ok(()),
+        (true, Form::Text) => text::run_item(out, &item),
+        (true, Form::Json) => line(out, &json::run_item(&item)),
+    })?;
+    match form {
+        Form::Text => text::run(out, &report)?,
+        Form::Json => line(out, &verdict(json::run(&report), &report.findings))?,
+    }
+    Ok(report.findings.damaged())
+}
+
+fn checkpoint(files: &FileArguments, form: Form, out: &mut impl Write) -> Result<bool, Failure> {
+    let context = context(files)?;
+    let (_, name) = place(&files.path);
+    let report = inspect_checkpoint(&OpenFile::open(&files.path)?, &name, context)?;
+    match form {
+        Form::Text => text::checkpoint(out, &report)?,
+        Form::Json => line(out, &verdict(json::checkpoint(&report), &report.findings))?,
+    }
+    Ok(report.findings.damaged())
+}
+
+fn manifest(files: &FileArguments, frames: bool, form: Form, out: &mut impl Write) -> Result<bool, Failure> {
+    let (_, name) = place(&files.path);
+    let file = OpenFile::open(&files.path)?;
+    let report = inspect_manifest(&file, &name, &mut |frame| match (frames, form) {
+        (false, _) => Ok(()),
+        (true, Form::Text) => text::frame(out, frame),
+        (true, Form::Json) => line(out, &json::frame(frame)),
+    })?;
+    match form {
+        Form::Text => {
+            text::manifest(out, &report)?;
+            text::findings(out, &report.findings)?;
+        }
+        Form::Json => line(out, &verdict(json::manifest(&report), &report.findings))?,
+    }
+    Ok(report.findings.damaged())
+}
