@@ -82,6 +82,19 @@ pub enum OpenError {
         /// What differs.
         what: String,
     },
+    /// Less room is left than the reserve: nothing could be written, and not even compaction could free space.
+    #[error(
+        "{}: {available} bytes are free, but {needed} are to be kept in reserve; make room, or lower the reserve",
+        path.display()
+    )]
+    NoRoom {
+        /// The log's directory.
+        path: PathBuf,
+        /// Bytes free on its file system, ready segments of the log included.
+        available: u64,
+        /// See [`crate::Options::reserve_bytes`].
+        needed: u64,
+    },
     /// The options contradict each other.
     #[error("invalid options: {0}")]
     Options(String),

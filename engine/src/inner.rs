@@ -10,11 +10,12 @@ use krita_runtime::{Notify, Runtime, TaskClass, timeout};
 
 use crate::cache::ValueCache;
 use crate::checkpoint::CheckpointIdentity;
+use crate::compact::Compaction;
 use crate::epochs::Epochs;
 use crate::error::LogError;
 use crate::gate::Gate;
 use crate::health::Damages;
-use crate::log::Log;
+use crate::log::{Log, Room};
 use crate::manifest::{Manifest, ManifestChange, MetaFileRecord, ReplayRecord};
 use crate::reclaim::Reclaiming;
 use crate::run::{RunCaches, RunIdentity};
@@ -46,6 +47,7 @@ pub(crate) struct Inner<R: Runtime> {
     /// Runs may have to be merged.
     pub(crate) merging_wake: Notify,
     pub(crate) reclaiming: RefCell<Reclaiming>,
+    pub(crate) compaction: RefCell<Compaction>,
     /// Who looks at an index, and since when.
     pub(crate) epochs: Rc<Epochs>,
     /// Installations with entries on disk, and snapshots being sent: the log from there on must stay whole.
@@ -105,6 +107,7 @@ impl<R: Runtime> Inner<R> {
             run_caches: parts.run_caches,
             merging_wake: Notify::new(),
             reclaiming: RefCell::new(reclaiming),
+            compaction: RefCell::default(),
             epochs: parts.epochs,
             floors: RefCell::default(),
             cache,
@@ -188,10 +191,11 @@ impl<R: Runtime> Inner<R> {
         self.poisoned().map_or(Ok(()), |reason| Err(LogError::Poisoned(reason)))
     }
 
-    /// The queue was dropped: what is durable is what will be.
-    pub(crate) fn forget_queued(&self) {
-        for shard in self.shards.borrow_mut().values_mut() {
-            shard.last_queued = shard.last();
+    /// A part of the queue was dropped: what is durable, and what is still in the queue, is what will be.
+    pub(crate) fn forget_failed(&self) {
+        let log = self.log.borrow();
+        for (id, shard) in self.shards.borrow_mut().iter_mut() {
+            shard.last_queued = log.last_queued(*id, shard.last());
         }
     }
 
@@ -263,7 +267,7 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// A segment for the writer: a spare one, a dead one, or a new one.
-    pub(crate) async fn take_spare(self: &Rc<Self>) -> Result<segment::SegmentFile<R>, LogError> {
+    pub(crate) async fn take_spare(self: &Rc<Self>, room: Room) -> Result<segment::SegmentFile<R>, LogError> {
         loop {
             self.check_poison()?;
             if let Some(spare) = self.segments.borrow_mut().spare.pop_front() {
@@ -272,7 +276,7 @@ impl<R: Runtime> Inner<R> {
             self.advance().await?;
             self.reclaim();
             if self.segments.borrow().spare.is_empty() {
-                self.make_spare(1).await?;
+                self.make_spare(1, room).await?;
             }
         }
     }
@@ -290,7 +294,7 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// Makes one segment, unless there are `enough` by now.
-    async fn make_spare(self: &Rc<Self>, enough: usize) -> Result<(), LogError> {
+    async fn make_spare(self: &Rc<Self>, enough: usize, room: Room) -> Result<(), LogError> {
         let _pass = self.making.enter().await;
         if self.segments.borrow().spare.len() >= enough {
             return Ok(());
@@ -299,7 +303,11 @@ impl<R: Runtime> Inner<R> {
         let available = self.runtime.available_bytes(directory).await;
         let available = available.map_err(|error| LogError::Io(error.to_string()))?;
         self.available.set(available);
-        if available < u64::from(length) + self.options.reserve_bytes {
+        let reserve = match room {
+            Room::Ordinary => self.options.reserve_bytes,
+            Room::Reserve => 0,
+        };
+        if available < u64::from(length) + reserve {
             return Err(LogError::DiskFull(format!("{available} bytes left in {}", directory.display())));
         }
         let file = {
@@ -366,12 +374,13 @@ pub(crate) async fn maintain<R: Runtime>(inner: Rc<Inner<R>>) {
             let _ = inner.advance().await;
         }
         inner.reclaim();
+        inner.compaction.borrow().wake.notify();
         let mut is_short = false;
         while inner.poisoned().is_none()
             && !inner.closed.get()
             && inner.segments.borrow().spare.len() < inner.options.segments_spare
         {
-            if let Err(error) = inner.make_spare(inner.options.segments_spare).await {
+            if let Err(error) = inner.make_spare(inner.options.segments_spare, Room::Ordinary).await {
                 if !was_short {
                     tracing::warn!(log = %inner.options.log, %error, "no segment could be made ahead");
                 }

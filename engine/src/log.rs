@@ -41,6 +41,7 @@ pub(crate) enum Work {
     /// Values that were moved or came in with a snapshot; where they lie goes to who moved them.
     Relocated {
         payload: Bytes,
+        room: Room,
         done: Rc<dyn Fn(Extents)>,
     },
     /// Everything before it in its shard is durable once its turn comes.
@@ -66,6 +67,11 @@ impl Work {
         }
     }
 
+    /// Whether it must not be written if what was before it in its shard was not.
+    fn has_order(&self) -> bool {
+        matches!(self, Self::Entry(_) | Self::StagedEntry(..))
+    }
+
     /// Kind, entry kind, term and index of the record; none for a barrier.
     fn describe(&self) -> Option<(RecordKind, u8, Term, Index)> {
         match self {
@@ -78,6 +84,15 @@ impl Work {
             Self::Barrier => None,
         }
     }
+}
+
+/// Which part of the disk something may be written to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Room {
+    /// All but the reserve.
+    Ordinary,
+    /// The reserve too: for what frees space, or takes next to none.
+    Reserve,
 }
 
 /// What one call of `write` waits for.
@@ -104,6 +119,7 @@ impl Submission {
 
 /// One record's worth of work in the queue.
 struct Item {
+    room: Room,
     shard: ShardId,
     replica: ReplicaId,
     work: Work,
@@ -171,10 +187,11 @@ impl<R: Runtime> Log<R> {
         extents.map(|extent| extent.segment).collect()
     }
 
-    /// Lines up work and gives what tells when all of it is durable.
+    /// Lines up work and gives what tells when all of it is durable. `room` is for its entries.
     pub(crate) fn submit(
         &mut self,
         works: Vec<(ShardId, ReplicaId, Work)>,
+        room: Room,
     ) -> oneshot::Receiver<Result<(), LogError>> {
         let (sender, receiver) = oneshot::channel();
         let submission =
@@ -185,11 +202,22 @@ impl<R: Runtime> Log<R> {
         for (shard, replica, work) in works {
             self.queue_bytes += work.payload_bytes() + RECORD_HEADER_BYTES;
             let submission = submission.clone();
-            let item =
-                Item { shard, replica, work, submission, written: 0, extents: Vec::new(), first: None };
+            let room = match &work {
+                Work::Entry(_) => room,
+                Work::StagedEntry(..) => Room::Ordinary,
+                Work::Relocated { room, .. } => *room,
+                Work::HardState(_) | Work::TruncateAfter(_) | Work::Barrier => Room::Reserve,
+            };
+            let (extents, first) = (Vec::new(), None);
+            let item = Item { room, shard, replica, work, submission, written: 0, extents, first };
             self.queue.push_back(item);
         }
         receiver
+    }
+
+    /// Whether something waits that is not compaction's own.
+    fn has_more_than_relocated(&self) -> bool {
+        self.large.iter().chain(&self.queue).any(|item| !matches!(item.work, Work::Relocated { .. }))
     }
 
     fn is_idle(&self) -> bool {
@@ -201,6 +229,38 @@ impl<R: Runtime> Log<R> {
         for item in self.large.take().into_iter().chain(self.queue.drain(..)) {
             item.submission.answer(Err(error.clone()));
         }
+    }
+
+    /// Fails what may not use the reserve, and entries behind that in its shard. False if nothing is left.
+    fn fail_ordinary(&mut self, error: &LogError) -> bool {
+        let mut failed: BTreeSet<ShardId> = BTreeSet::new();
+        let waiting: Vec<Item> = self.large.take().into_iter().chain(self.queue.drain(..)).collect();
+        for item in waiting {
+            let follows = item.work.has_order() && failed.contains(&item.shard);
+            if item.room == Room::Reserve && !follows {
+                // A large one that was begun is first, and begins anew: its pieces must lie in batches in a row.
+                let item = Item { written: 0, extents: Vec::new(), first: None, ..item };
+                self.queue.push_back(item);
+                continue;
+            }
+            if item.work.has_order() {
+                failed.insert(item.shard);
+            }
+            self.queue_bytes =
+                self.queue_bytes.saturating_sub(item.work.payload_bytes() + RECORD_HEADER_BYTES);
+            item.submission.answer(Err(error.clone()));
+        }
+        !self.queue.is_empty()
+    }
+
+    /// The last entry of a shard once the queue is durable, if it is `last` now.
+    pub(crate) fn last_queued(&self, shard: ShardId, last: Index) -> Index {
+        let items = self.large.iter().chain(&self.queue).filter(|item| item.shard == shard);
+        items.fold(last, |last, item| match &item.work {
+            Work::Entry(entry) => entry.index,
+            Work::TruncateAfter(index) => last.min(*index),
+            Work::StagedEntry(..) | Work::Relocated { .. } | Work::HardState(_) | Work::Barrier => last,
+        })
     }
 
     /// Takes the next batch's records off the queue. Empty if nothing fits into `capacity` bytes.
@@ -279,13 +339,17 @@ fn capacity<R: Runtime>(inner: &Inner<R>) -> usize {
 }
 
 async fn write_next<R: Runtime>(inner: &Rc<Inner<R>>) {
+    let held_up = inner.compaction.borrow().hold_up();
+    if !held_up.is_zero() && inner.log.borrow().has_more_than_relocated() {
+        // What comes meanwhile joins the batch.
+        inner.runtime.sleep(held_up).await;
+    }
     let piece_bytes = inner.options.piece_bytes as usize;
     let capacity = capacity(inner);
     let (placed, used) = inner.log.borrow_mut().collect(capacity, piece_bytes);
     if placed.is_empty() {
-        if let Err(error) = next_segment(inner).await {
-            inner.log.borrow_mut().fail_all(&error);
-            inner.forget_queued();
+        if let Err(error) = next_segment(inner, Room::Ordinary).await {
+            no_segment(inner, error).await;
         }
         return;
     }
@@ -301,12 +365,27 @@ async fn write_next<R: Runtime>(inner: &Rc<Inner<R>>) {
     durable(inner, placed);
 }
 
+/// Answers those whose records have no place. What may use the reserve gets a segment out of it.
+async fn no_segment<R: Runtime>(inner: &Rc<Inner<R>>, error: LogError) {
+    let is_full = matches!(error, LogError::DiskFull(_));
+    let some_left = is_full && inner.log.borrow_mut().fail_ordinary(&error);
+    let failed = match some_left {
+        true => next_segment(inner, Room::Reserve).await.err(),
+        false if is_full => None,
+        false => Some(error),
+    };
+    if let Some(error) = failed {
+        inner.log.borrow_mut().fail_all(&error);
+    }
+    inner.forget_failed();
+}
+
 /// Writes a batch that says nothing but that the one before it is durable.
 pub(crate) async fn seal<R: Runtime>(inner: &Rc<Inner<R>>) {
     if capacity(inner) < BLOCK as usize {
         // The header of the next segment says the same. Without space for one the log stays unsealed, which
         // loses nothing but the proof.
-        if next_segment(inner).await.is_err() {
+        if next_segment(inner, Room::Ordinary).await.is_err() {
             inner.log.borrow_mut().head.sealed = true;
         }
         return;
@@ -464,8 +543,8 @@ impl<R: Runtime> Inner<R> {
 }
 
 /// Puts the next segment to use. Its header proves that the last batch of this one is durable.
-pub(crate) async fn next_segment<R: Runtime>(inner: &Rc<Inner<R>>) -> Result<(), LogError> {
-    let spare = inner.take_spare().await?;
+pub(crate) async fn next_segment<R: Runtime>(inner: &Rc<Inner<R>>, room: Room) -> Result<(), LogError> {
+    let spare = inner.take_spare(room).await?;
     let (segment, header) = {
         let log = inner.log.borrow();
         let segment = SegmentId(log.head.segment.0 + 1);

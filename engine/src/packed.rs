@@ -16,7 +16,7 @@ use krita_runtime::Runtime;
 use crate::error::LogError;
 use crate::format::{Reader, length_u32};
 use crate::inner::Inner;
-use crate::log::Work;
+use crate::log::{Room, Work};
 use crate::segment::Pin;
 use crate::types::{Extents, Index, KEY_BYTES_MAX, ReplicaId, ShardId, Slot};
 
@@ -120,10 +120,21 @@ impl<R: Runtime> Inner<R> {
         self.options.piece_bytes as usize
     }
 
-    /// Lines up one record of relocated values; durable once the returned future is done. The future may be
-    /// dropped; the values are dead bytes then.
+    /// Lines up one record of values that take the place of others; durable once the returned future is done. It may
+    /// use the reserve of a full disk. The future may be dropped; the values are dead bytes then.
     pub(crate) fn relocate(
         self: &Rc<Self>,
+        shard: ShardId,
+        replica: ReplicaId,
+        packer: Packer,
+    ) -> impl Future<Output = Result<RelocatedValues, LogError>> + use<R> {
+        self.relocate_in(Room::Reserve, shard, replica, packer)
+    }
+
+    /// The same for values that may be new.
+    pub(crate) fn relocate_in(
+        self: &Rc<Self>,
+        room: Room,
         shard: ShardId,
         replica: ReplicaId,
         packer: Packer,
@@ -138,8 +149,8 @@ impl<R: Runtime> Inner<R> {
         });
         let submitted = match self.check_poison() {
             Ok(()) => {
-                let work = Work::Relocated { payload, done };
-                let submitted = self.log.borrow_mut().submit(vec![(shard, replica, work)]);
+                let work = Work::Relocated { payload, room, done };
+                let submitted = self.log.borrow_mut().submit(vec![(shard, replica, work)], room);
                 self.log_wake.notify();
                 Ok(submitted)
             }

@@ -163,6 +163,7 @@ impl<R: Runtime> Recovery<'_, R> {
         self.adopt(&mut found, &records).await?;
         self.check_references(&found, &records)?;
         let mut replaying = self.load_checkpoints(records).await?;
+        self.check_room(&found).await?;
         let chain = self.scan(&found, &mut replaying).await?;
         let shards = self.settle(&chain, replaying)?;
         let orphans = self.orphans(&shards, &mut found).await?;
@@ -230,6 +231,18 @@ impl<R: Runtime> Recovery<'_, R> {
             // A crash while the file was being made, or put to use.
             None if whole => found.doubtful.push(file),
             None => found.orphans.push(path),
+        }
+        Ok(())
+    }
+
+    /// There must be as much room as the reserve, ready segments included.
+    async fn check_room(&self, found: &Found<R>) -> Result<(), OpenError> {
+        let path = self.options.directory.clone();
+        let free = self.runtime.available_bytes(&path).await.map_err(|error| OpenError::io(&path, error))?;
+        let ready = found.spare.len() as u64 * u64::from(self.manifest.identity.segment_bytes);
+        let (available, needed) = (free.saturating_add(ready), self.options.reserve_bytes);
+        if available < needed {
+            return Err(OpenError::NoRoom { path, available, needed });
         }
         Ok(())
     }

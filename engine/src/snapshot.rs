@@ -12,7 +12,7 @@ use crate::error::{LogError, ReadError};
 use crate::gate::detached;
 use crate::index::{IndexView, MergeCursor, ShardIndex};
 use crate::inner::{Floor, Inner};
-use crate::log::Work;
+use crate::log::{Room, Work};
 use crate::manifest::{ManifestChange, ReplayRecord, ShardRecord};
 use crate::packed::{Packer, RelocatedValues};
 use crate::publish::{NewRun, io_error, keep_on_error, write_meta};
@@ -265,12 +265,17 @@ impl<R: Runtime> Staged<R> {
         for item in items {
             let region_bytes = u64::from(VALUE_CHECKSUM_BYTES) + item.value.len() as u64;
             if !packer.fits(&item.key, region_bytes, inner.packed_bytes_max()) {
-                written.push(inner.relocate(self.shard, replica, std::mem::take(&mut packer)));
+                written.push(inner.relocate_in(
+                    Room::Ordinary,
+                    self.shard,
+                    replica,
+                    std::mem::take(&mut packer),
+                ));
             }
             packer.add(&item.key, item.version, &[&item.checksum.to_le_bytes(), &item.value]);
         }
         if !packer.is_empty() {
-            written.push(inner.relocate(self.shard, replica, packer));
+            written.push(inner.relocate_in(Room::Ordinary, self.shard, replica, packer));
         }
         for relocated in join_all(written).await {
             self.add_slots(relocated?).await.map_err(|error| io_error("writing a run", &error))?;
@@ -364,7 +369,7 @@ impl<R: Runtime> Installer<R> {
     }
 
     async fn submit(&self, works: Vec<(ShardId, ReplicaId, Work)>) -> Result<(), LogError> {
-        let done = self.inner.log.borrow_mut().submit(works);
+        let done = self.inner.log.borrow_mut().submit(works, Room::Ordinary);
         self.inner.log_wake.notify();
         done.await.unwrap_or_else(|_| Err(LogError::Poisoned("the core has ended".to_owned())))
     }

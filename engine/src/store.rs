@@ -6,11 +6,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 use krita_runtime::{Runtime, TaskClass};
 
+use crate::compact;
 use crate::error::{LogError, OpenError, ReadError};
 use crate::gate::{Gate, Pass, detached};
 use crate::index::{IndexView, ShardIndex};
 use crate::inner::{self, Inner, Parts};
-use crate::log::{self, Log, PIECE_BYTES_MIN, Work};
+use crate::log::{self, Log, PIECE_BYTES_MIN, Room, Work};
 use crate::manifest::{ManifestChange, MetaPlace, ShardRecord};
 use crate::merging;
 use crate::publish::write_meta;
@@ -94,6 +95,7 @@ pub async fn open<R: Runtime>(
     inner.spawn(TaskClass::Foreground, "log writer", log::run(inner.clone()));
     inner.spawn(TaskClass::Background, "log maintenance", inner::maintain(inner.clone()));
     inner.spawn(TaskClass::Background, "run merging", merging::run(inner.clone()));
+    inner.spawn(TaskClass::Background, "log compaction", compact::run(inner.clone()));
     Ok((Store { _handle: Rc::new(Handle { inner: inner.clone() }), inner }, told))
 }
 
@@ -126,6 +128,7 @@ impl<R: Runtime> Drop for Handle<R> {
         self.inner.log_wake.notify();
         self.inner.maintenance_wake.notify();
         self.inner.merging_wake.notify();
+        self.inner.compaction.borrow().wake.notify();
     }
 }
 
@@ -220,8 +223,9 @@ impl<R: Runtime> Store<R> {
     pub async fn write(&self, batch: Batch) -> Result<(), LogError> {
         let inner = &self.inner;
         inner.check_poison()?;
+        let room = if batch.frees_space { Room::Reserve } else { Room::Ordinary };
         let works = line_up(inner, batch)?;
-        let done = inner.log.borrow_mut().submit(works);
+        let done = inner.log.borrow_mut().submit(works, room);
         inner.log_wake.notify();
         done.await.unwrap_or_else(|_| Err(LogError::Poisoned("the core has ended".to_owned())))
     }
@@ -395,7 +399,10 @@ impl<R: Runtime> Store<R> {
             return sizes().max().map(|(_, id)| id.0);
         }
         let oldest = able().filter_map(|(id, shard)| Some((shard.first_needed()?.segment, *id))).min();
-        let oldest = oldest.filter(|(segment, _)| head.0 - segment.0 >= inner.options.replay_segments_max);
+        // A log that is too large lets go of replay sooner.
+        let is_over = inner.compaction.borrow().wants_checkpoint();
+        let segments_max = if is_over { 1 } else { inner.options.replay_segments_max };
+        let oldest = oldest.filter(|(segment, _)| head.0 - segment.0 >= segments_max);
         oldest.map(|(_, id)| id).or_else(|| inner.reclaiming.borrow().shard_due())
     }
 
@@ -498,7 +505,7 @@ pub(crate) async fn drain<R: Runtime>(
     replica: ReplicaId,
 ) -> Result<(), LogError> {
     inner.check_poison()?;
-    let done = inner.log.borrow_mut().submit(vec![(shard, replica, Work::Barrier)]);
+    let done = inner.log.borrow_mut().submit(vec![(shard, replica, Work::Barrier)], Room::Reserve);
     inner.log_wake.notify();
     done.await.unwrap_or_else(|_| Err(LogError::Poisoned("the core has ended".to_owned())))
 }

@@ -21,12 +21,19 @@ pub(crate) enum Change {
 pub struct Batch {
     pub(crate) shards: BTreeMap<ShardId, Vec<Change>>,
     bytes: usize,
+    pub(crate) frees_space: bool,
 }
 
 impl Batch {
     /// An empty batch.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Says that the entries of this batch free space or take next to none: deletes, configurations. They may use
+    /// the reserve of a full disk ([`crate::Options::reserve_bytes`]).
+    pub fn frees_space(&mut self) {
+        self.frees_space = true;
     }
 
     /// Adds an entry. One with an index that the log has already cuts the log there first.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::*;
 use krita_engine::{
-    CheckpointMeta, Corruption, Damage, HardState, Index, LogError, LogId, OpenError, Options, ReadError,
-    ReplicaId, ShardId, SnapshotItem, Term, open, value_checksum,
+    CheckpointMeta, Corruption, Damage, HardState, Headroom, Index, LogError, LogId, OpenError, Options,
+    ReadError, ReplicaId, ShardId, SnapshotItem, Term, open, value_checksum,
 };
 
 const BLOCK: usize = 4096;
@@ -561,6 +561,66 @@ fn a_full_disk_is_an_error_until_there_is_space() {
     drop(store);
     world.simulation.crash(world.host);
     assert_eq!(world.open().1[0].last_index, Index(full));
+}
+
+#[test]
+fn what_frees_space_may_use_the_reserve() {
+    let world = World::new(2);
+    let with_reserve = || Options { reserve_bytes: 600 << 10, segments_spare: 0, ..options() };
+    let store = create(&world, with_reserve());
+    let disk = world.simulation.disk(world.host);
+    disk.set_capacity(Some(disk.used_bytes() + (700 << 10)));
+    let writer = store.clone();
+    world.run(async move {
+        let write = |index: u64, frees: bool, operations: Vec<Operation>| {
+            let mut batch = writer.batch();
+            if frees {
+                batch.frees_space();
+            }
+            batch.entry(SHARD, entry(index, 1, &operations));
+            writer.write(batch)
+        };
+        let mut index = 1;
+        let full = loop {
+            match write(index, false, vec![put("k", vec![1; 12_000])]).await {
+                Ok(()) => index += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(full, LogError::DiskFull(_)), "{full}");
+        assert_eq!(writer.headroom(), Headroom::Full);
+        assert_eq!(writer.statistics().queue_bytes, 0);
+        // One that frees space goes through; one behind it that does not, and what follows that one, do not.
+        let small = || vec![Operation::Delete(Bytes::from_static(b"k"))];
+        let (first, second, third) = (
+            write(index, true, small()),
+            write(index + 1, false, vec![put("k", vec![1; 47_000])]),
+            write(index + 2, true, small()),
+        );
+        let (first, second, third) = futures_util::future::join3(first, second, third).await;
+        first.unwrap();
+        assert!(second.is_err() == third.is_err(), "no gap: {second:?}, {third:?}");
+        let last = writer.last_index(SHARD).unwrap();
+        assert_eq!(last, Index(if second.is_ok() { index + 2 } else { index }));
+        assert_eq!(writer.statistics().queue_bytes, 0);
+        // A shard may still be made and removed.
+        writer.create_shard(ShardId(2), ReplicaId(1), CheckpointMeta::default()).await.unwrap();
+        writer.remove_shard(ShardId(2)).await.unwrap();
+        assert_eq!(writer.poisoned(), None);
+    });
+    let last = store.last_index(SHARD).unwrap();
+    drop(store);
+    world.simulation.crash(world.host);
+    match open_with(&world, with_reserve()) {
+        Err(OpenError::NoRoom { available, needed, .. }) => assert!(available < needed),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("there is less room than the reserve"),
+    }
+    world.simulation.disk(world.host).set_capacity(None);
+    let (store, shards) = open_with(&world, with_reserve()).unwrap();
+    assert_eq!(shards[0].last_index, last);
+    world
+        .run(async move { write_entries(&store, SHARD, vec![entry(last.0 + 1, 1, &[put("a", "b")])]).await });
 }
 
 #[test]
