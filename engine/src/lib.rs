@@ -72,6 +72,7 @@
 mod batch;
 mod cache;
 mod checkpoint;
+mod compact;
 mod epochs;
 mod error;
 mod format;

@@ -48,7 +48,7 @@ pub(crate) fn start<R: Runtime>(
     let state = shards.get_mut(&shard).ok_or(LogError::UnknownShard(shard))?;
     assert_eq!(meta.applied, state.applied, "a checkpoint is of the last applied entry");
     let active = state.index.memtables().next().expect("there is always an active memtable");
-    if active.len() > 0 {
+    if !active.is_empty() {
         state.index.freeze();
     }
     let mut memtables: Vec<Rc<Memtable>> = state.index.memtables().skip(1).cloned().collect();

@@ -35,7 +35,12 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// Reads bytes of a segment, all of them. The caller pins the segment and is not dropped meanwhile.
-    async fn read_exact(&self, segment: SegmentId, offset: u32, length: u32) -> Result<Bytes, ReadError> {
+    pub(crate) async fn read_exact(
+        &self,
+        segment: SegmentId,
+        offset: u32,
+        length: u32,
+    ) -> Result<Bytes, ReadError> {
         let Some(file) = self.segments.borrow().used.get(&segment).cloned() else {
             if self.reclaiming.borrow().was_missing(segment) {
                 return Err(self.corruption(segment, offset, format!("no file holds {segment}")).into());

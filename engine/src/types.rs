@@ -151,7 +151,7 @@ impl Options {
             filter_bytes: 256 << 20,
             snapshot_floor_bytes: 256 << 20,
             regions_of: None,
-            compaction_factor: 1.6,
+            compaction_factor: 1.5,
             compaction_bytes_per_second: 64 << 20,
         }
     }
@@ -404,6 +404,8 @@ pub struct Statistics {
     pub queue_bytes: u64,
     /// Merges of runs published.
     pub merges: u64,
+    /// Those among them that left older runs as they were.
+    pub merges_partial: u64,
     /// Bytes of runs written, by checkpoints, merges and installations.
     pub run_bytes_written: u64,
     /// Runs that make up the indexes.
@@ -422,6 +424,14 @@ pub struct Statistics {
     pub block_cache_misses: u64,
     /// Evacuated segments that cannot be used again yet.
     pub segments_evacuated: u64,
+    /// Segments from which everything alive was moved.
+    pub segments_compacted: u64,
+    /// Values moved, and their bytes.
+    pub relocated_values: u64,
+    /// See `relocated_values`.
+    pub relocated_bytes: u64,
+    /// Bytes of the log, evacuated segments aside, that hold nothing alive: at least so many.
+    pub dead_bytes: u64,
     /// Bytes that scrubbing has read.
     pub scrub_bytes: u64,
     /// Passes that scrubbing has ended.

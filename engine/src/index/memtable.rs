@@ -361,7 +361,7 @@ fn heap_bytes(entry: &Entry) -> usize {
 }
 
 /// What a key's entry has in each life: its region there, and the key with the first extent.
-pub(crate) fn contributions<'a>(
+pub(super) fn contributions<'a>(
     key: &'a [u8],
     entry: &'a Entry,
 ) -> impl Iterator<Item = (SegmentId, u64)> + 'a {

@@ -32,11 +32,12 @@ use crate::run::{Entry, Now, Run};
 use crate::types::{Extents, Index, SegmentId, Slot};
 
 use known::Known;
-pub(crate) use memtable::{Memtable, contributions};
+pub(crate) use memtable::Memtable;
 pub(crate) use merge::{MergeCursor, RunInput, RunTarget, WriteError, merge_plan, write_run};
 pub(crate) use view::{IndexView, Prefetched};
 
-/// Changes whenever what the runs alone say of some key may have changed. No two indexes share one.
+/// Changes whenever what the runs alone say of some key may have changed: with a flush, not with a merge, which changes
+/// no answer. No two indexes share one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Generation {
     index: u64,
@@ -183,11 +184,6 @@ impl<R: Runtime> ShardIndex<R> {
         let (merged, older) = rest.split_at(old.len());
         assert!(merged.iter().zip(old).all(|(one, other)| Rc::ptr_eq(one, other)), "neighbours are merged");
         self.runs = newer.iter().chain(new.iter()).chain(older).cloned().collect();
-    }
-
-    /// See [`Generation`]. A merge does not change it: it changes no answer.
-    pub(crate) fn generation(&self) -> Generation {
-        self.generation
     }
 
     /// Newest first.

@@ -8,10 +8,10 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use krita_runtime::sim::{Simulation, SimulationOptions};
-use krita_runtime::{Disk, Runtime, Spawn, TaskClass};
+use krita_runtime::{Runtime, Spawn, TaskClass};
 use proptest::prelude::*;
 
-use super::memtable::MemtableView;
+use super::memtable::{MemtableView, contributions};
 use super::*;
 use crate::run::{RunCaches, RunIdentity};
 use crate::types::{Extent, LogId, ShardId};
@@ -455,7 +455,7 @@ fn relocation_asks_when_memory_cannot_tell() {
         let mut bench = Bench::new(runtime).await;
         bench.put(b"k");
         let from = bench.model[&b"k"[..]].clone();
-        let generation = bench.index.generation();
+        let generation = bench.index.view().generation();
         bench.index.freeze();
         bench.flush().await;
         let to = slot(99, 0).region;
@@ -463,12 +463,12 @@ fn relocation_asks_when_memory_cannot_tell() {
         // The block may be in memory; if it is not, only a lookup can tell.
         assert_ne!(outcome, Relocated::Superseded);
         if outcome == Relocated::Ask {
-            let generation = bench.index.generation();
+            let generation = bench.index.view().generation();
             assert_eq!(bench.index.relocate(b"k", &from, to.clone(), generation), Relocated::Done);
         }
         let moved = bench.index.view().get(b"k").await.expect("the disk is well");
         assert_eq!(moved, Some(Slot { version: from.version, region: to.clone() }));
-        let generation = bench.index.generation();
+        let generation = bench.index.view().generation();
         assert_eq!(bench.index.relocate(b"k", &from, to, generation), Relocated::Superseded);
     });
 }

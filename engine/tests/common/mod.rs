@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use krita_engine::{
-    Change, CheckpointMeta, EntryRecord, HardState, Index, LogId, OpenError, Options, RecoveredShard,
-    ReplicaId, ShardId, Store, Term, open, value_checksum,
+    Change, CheckpointMeta, EntryRecord, HardState, Index, KeyRegion, LogId, OpenError, Options, ReadError,
+    RecoveredShard, ReplicaId, ShardId, Store, Term, open, value_checksum,
 };
 use krita_runtime::sim::{HostId, SimRuntime, Simulation, SimulationOptions};
 
@@ -40,6 +40,8 @@ pub fn options() -> Options {
         memtable_bytes: 16 << 10,
         block_cache_bytes: 16 << 10,
         snapshot_floor_bytes: 256 << 10,
+        regions_of: Some(regions_of),
+        compaction_factor: 0.5,
         ..Options::new(PathBuf::from(DIRECTORY), LogId(0))
     }
 }
@@ -119,6 +121,20 @@ pub fn encode(operations: &[Operation]) -> Bytes {
     out.into()
 }
 
+/// What an entry's payload puts.
+pub fn regions_of(_kind: u8, payload: &[u8]) -> Vec<KeyRegion> {
+    let puts = changes(Index(0), &Bytes::copy_from_slice(payload), &mut State::new(), false);
+    let region = |change| match change {
+        Change::Put { key, payload_offset, payload_length, .. } => {
+            let key_length = key.len() as u32;
+            let key_offset = payload_offset - 4 - key_length;
+            Some(KeyRegion { key_offset, key_length, offset: payload_offset, length: payload_length })
+        }
+        Change::Delete { .. } => None,
+    };
+    puts.into_iter().filter_map(region).collect()
+}
+
 /// The changes of an entry, for the store, and what they do to `state`.
 pub fn changes(index: Index, payload: &Bytes, state: &mut State, warm: bool) -> Vec<Change> {
     let mut position = 1;
@@ -196,7 +212,15 @@ pub async fn checkpoint(store: &SimStore) {
 pub async fn content(store: &SimStore, shard: ShardId) -> State {
     let mut state = State::new();
     for (key, slot) in store.scan(shard, b"", None, usize::MAX).await.unwrap() {
-        let value = store.value(shard, &key, &slot).await.unwrap_or_else(|error| panic!("{shard}: {error}"));
+        let mut slot = slot;
+        let value = loop {
+            match store.value(shard, &key, &slot).await {
+                Ok(value) => break value,
+                // Moved since the scan, and its segment used again.
+                Err(ReadError::Stale) => slot = store.get(shard, &key).await.unwrap().expect("it was moved"),
+                Err(error) => panic!("{shard}: {error}"),
+            }
+        };
         state.insert(key, (slot.version, value));
     }
     state

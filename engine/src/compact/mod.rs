@@ -1,0 +1,211 @@
+//! Compaction of the log: moving what is alive out of segments that are mostly dead, so that they can be used again.
+//!
+//! One task for each store. [`choose`] says which segment and how fast, [`evacuate`] moves what is alive in it, and
+//! `reclaim` knows when the segment may be used again: once what hides its slots is durable, and nobody is left who
+//! may have seen one of them. A crash at any point loses work, and nothing else: until a checkpoint names the new
+//! places, the old ones count, and are there.
+
+mod choose;
+mod evacuate;
+mod scan;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use krita_runtime::{Instant, Notify, Runtime, timeout};
+
+use crate::error::{Damage, ReadError};
+use crate::inner::Inner;
+use crate::segment::{SegmentFile, Segments};
+use crate::types::{SegmentId, ShardId};
+use choose::{Candidate, Sizes};
+use evacuate::{Failure, Outcome, Pass};
+
+/// How long a segment is left alone after a pass that did not end well, and after one that met damage.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+const AFTER_DAMAGE: Duration = Duration::from_secs(60);
+/// How often the task looks while something waits that nobody tells of: views that end, time that passes.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Shards that are asked between two pauses.
+const SHARDS_AT_ONCE: usize = 8;
+
+/// What the task remembers.
+#[derive(Default)]
+pub(crate) struct Compaction {
+    /// Something may have changed.
+    pub(crate) wake: Notify,
+    /// Segments to leave alone until then.
+    not_before: BTreeMap<SegmentId, Instant>,
+    /// Where the batches of lives end whose next life is not there any more.
+    ends: BTreeMap<SegmentId, u64>,
+    /// The log is too large, and replay holds it back.
+    wants_checkpoint: bool,
+    /// How near the log is to its bound; none between passes.
+    pressure: Option<f64>,
+}
+
+impl Compaction {
+    /// Whether the shard whose replay starts first should be checkpointed, so that the log can shrink.
+    pub(crate) fn wants_checkpoint(&self) -> bool {
+        self.wants_checkpoint
+    }
+
+    /// How long to hold up the next write that is not compaction's own.
+    pub(crate) fn hold_up(&self) -> Duration {
+        self.pressure.map_or(Duration::ZERO, choose::hold_up)
+    }
+}
+
+/// Runs until the store is closed.
+pub(crate) async fn run<R: Runtime>(inner: Rc<Inner<R>>) {
+    let wake = inner.compaction.borrow().wake.clone();
+    while !inner.closed.get() {
+        if inner.poisoned().is_none() {
+            learn_ends(&inner).await;
+            let (sizes, candidates) = survey(&inner).await;
+            inner.statistics.borrow_mut().dead_bytes = sizes.used.saturating_sub(sizes.alive);
+            trim(&inner, sizes).await;
+            let is_urgent = inner.options.regions_of.is_some() && sizes.urgency() > 0.0;
+            let victim = choose::victim(&candidates, sizes.segment).filter(|_| is_urgent);
+            inner.compaction.borrow_mut().wants_checkpoint = victim.is_none() && sizes.is_over();
+            if let Some(segment) = victim {
+                inner.compaction.borrow_mut().pressure = Some(sizes.pressure());
+                evacuate(&inner, segment, sizes.alive).await;
+                inner.compaction.borrow_mut().pressure = None;
+                continue;
+            }
+        }
+        if is_waiting(&inner) {
+            // Either way it is time to look again.
+            let _ = timeout(&inner.runtime, LOOK_AGAIN, wake.notified()).await;
+            inner.reclaim();
+        } else {
+            wake.notified().await;
+        }
+    }
+}
+
+/// Whether something may happen that nobody tells of.
+fn is_waiting<R: Runtime>(inner: &Inner<R>) -> bool {
+    !inner.compaction.borrow().not_before.is_empty() || inner.reclaiming.borrow().is_waiting()
+}
+
+/// Bytes at most alive in each life, over all shards.
+async fn alive<R: Runtime>(inner: &Inner<R>) -> BTreeMap<SegmentId, u64> {
+    let mut alive = BTreeMap::new();
+    let shards: Vec<ShardId> = inner.shards.borrow().keys().copied().collect();
+    for shards in shards.chunks(SHARDS_AT_ONCE) {
+        for shard in shards {
+            if let Some(shard) = inner.shards.borrow().get(shard) {
+                shard.index.add_segments(&mut alive);
+            }
+        }
+        inner.runtime.pause().await;
+    }
+    alive
+}
+
+/// How large the log is, with `alive` bytes in it.
+fn sizes<R: Runtime>(inner: &Inner<R>, alive: u64) -> Sizes {
+    let segment = u64::from(inner.segment_bytes());
+    let segments = inner.segments.borrow();
+    let leaving = segments.used.keys().filter(|segment| inner.is_evacuated(**segment)).count() as u64;
+    Sizes {
+        segment,
+        used: (segments.used.len() as u64 - leaving) * segment,
+        leaving: leaving * segment,
+        spare: segments.spare.len() as u64 * segment,
+        alive,
+        factor: f64::from(inner.options.compaction_factor),
+    }
+}
+
+/// How large the log is, and what may be evacuated.
+async fn survey<R: Runtime>(inner: &Inner<R>) -> (Sizes, Vec<Candidate>) {
+    let alive = alive(inner).await;
+    let (oldest, now) = (inner.oldest_needed(), inner.runtime.now());
+    let mut compaction = inner.compaction.borrow_mut();
+    compaction.not_before.retain(|_, until| *until > now);
+    let segments = inner.segments.borrow();
+    let mut total = 0;
+    let mut candidates = Vec::new();
+    for segment in segments.used.keys().copied().filter(|segment| !inner.is_evacuated(*segment)) {
+        let alive = alive.get(&segment).copied().unwrap_or(0);
+        total += alive;
+        // Without anything alive it is used again without a pass.
+        if segment < oldest && alive > 0 && !compaction.not_before.contains_key(&segment) {
+            candidates.push(Candidate { segment, alive });
+        }
+    }
+    (sizes(inner, total), candidates)
+}
+
+/// Notes where each life ends while the next one's header, which tells it, is there.
+async fn learn_ends<R: Runtime>(inner: &Inner<R>) {
+    let unknown: Vec<(SegmentId, SegmentFile<R>)> = {
+        let segments = inner.segments.borrow();
+        let mut compaction = inner.compaction.borrow_mut();
+        compaction.ends.retain(|segment, _| segments.used.contains_key(segment));
+        let next = |segment: &SegmentId| SegmentId(segment.0 + 1);
+        let unknown = segments.used.keys().filter(|segment| !compaction.ends.contains_key(segment));
+        unknown.filter_map(|segment| Some((*segment, segments.used.get(&next(segment))?.clone()))).collect()
+    };
+    for (segment, file) in unknown {
+        if let Some(header) = scan::header(inner, &file, SegmentId(segment.0 + 1)).await {
+            inner.compaction.borrow_mut().ends.insert(segment, header.first_sequence);
+        }
+    }
+}
+
+async fn evacuate<R: Runtime>(inner: &Rc<Inner<R>>, segment: SegmentId, alive: u64) {
+    let end = inner.compaction.borrow().ends.get(&segment).copied();
+    let (left_alone, why) = match Pass::new(inner, segment, end, alive).run().await {
+        Ok(Outcome { values, bytes, damages }) => {
+            let mut statistics = inner.statistics.borrow_mut();
+            statistics.relocated_values += values;
+            statistics.relocated_bytes += bytes;
+            statistics.segments_compacted += u64::from(damages.is_empty());
+            drop(statistics);
+            if damages.is_empty() {
+                inner.evacuated(segment);
+                return;
+            }
+            let why = format!("{} values are damaged", damages.len());
+            damages.into_iter().for_each(|damage| inner.report(damage));
+            (AFTER_DAMAGE, why)
+        }
+        Err(Failure::Closed) => return,
+        Err(Failure::Log(error)) => (AFTER_FAILURE, error.to_string()),
+        Err(Failure::Value(error)) => (AFTER_FAILURE, error.to_string()),
+        Err(Failure::Index(shard, ReadError::Corruption(corruption))) => {
+            let why = corruption.to_string();
+            inner.report(Damage::State { shard, corruption });
+            (AFTER_DAMAGE, why)
+        }
+        Err(Failure::Index(_, error)) => (AFTER_FAILURE, error.to_string()),
+    };
+    tracing::warn!(log = %inner.options.log, %segment, why, "a segment could not be evacuated");
+    inner.compaction.borrow_mut().not_before.insert(segment, inner.runtime.now() + left_alone);
+}
+
+/// Removes spare segment files that are more than will be needed soon.
+async fn trim<R: Runtime>(inner: &Rc<Inner<R>>, before: Sizes) {
+    while inner.poisoned().is_none() && sizes(inner, before.alive).is_over() {
+        let file = {
+            let mut segments = inner.segments.borrow_mut();
+            if segments.spare.len() <= inner.options.segments_spare {
+                return;
+            }
+            segments.spare.pop_back()
+        };
+        let Some(file) = file else { return };
+        let path = Segments::<R>::path(&inner.options.directory, file.number);
+        drop(file);
+        // What stays is a spare again when the log is opened next.
+        if let Err(error) = inner.runtime.remove_file(&path).await {
+            tracing::warn!(path = %path.display(), %error, "a segment that is not needed stays");
+            return;
+        }
+    }
+}
