@@ -16,6 +16,8 @@ pub(super) struct Amnesia {
     chance: Random,
     /// These will certainly have lost their memory when they restart.
     forgetting: BTreeSet<ReplicaId>,
+    /// What these say is long on its way: it will arrive when they have forgotten it.
+    slow_to_be_heard: BTreeSet<ReplicaId>,
 }
 
 /// A step of a plot against the group: what makes a lost memory matter.
@@ -40,7 +42,8 @@ impl World {
     pub(crate) fn forgetful(seed: u64, verbose: bool) -> Self {
         let mut world = World::new(seed, verbose);
         let chance = Random(seed.wrapping_mul(0xa076_1d64_78bd_642f));
-        world.amnesia = Some(Amnesia { chance, forgetting: BTreeSet::new() });
+        world.amnesia =
+            Some(Amnesia { chance, forgetting: BTreeSet::new(), slow_to_be_heard: BTreeSet::new() });
         world
     }
 
@@ -165,8 +168,11 @@ impl World {
     /// leader is gone.
     fn plot_by_slow_disks(&mut self, leader: ReplicaId, victims: &[ReplicaId]) {
         self.say(|| format!("a plot by slow disks against {leader}, {victims:?} will forget"));
-        let Some(Amnesia { chance, .. }) = &mut self.amnesia else { return };
+        let Some(Amnesia { chance, slow_to_be_heard, .. }) = &mut self.amnesia else { return };
         let slow_leader = chance.chance(40);
+        if chance.chance(50) {
+            slow_to_be_heard.extend(victims);
+        }
         for (id, node) in &mut self.nodes {
             let is_slow = !victims.contains(id) && (*id != leader || slow_leader);
             node.write_time = if is_slow { 300 + chance.below(2000) } else { 1 } * MILLISECOND;
@@ -234,6 +240,7 @@ impl World {
             Plot::Forget | Plot::Defect { .. } => {
                 let Some(amnesia) = &mut self.amnesia else { return };
                 amnesia.forgetting.insert(id);
+                amnesia.slow_to_be_heard.remove(&id);
                 let restart = 1 + amnesia.chance.below(8);
                 self.crash(id);
                 self.at(restart * MILLISECOND, id, Event::Restart);
@@ -258,6 +265,12 @@ impl World {
                 }
             }
         }
+    }
+
+    /// How much longer than usual a message is on its way.
+    pub(super) fn lag(&mut self, from: ReplicaId) -> u64 {
+        let amnesia = self.amnesia.as_mut().filter(|amnesia| amnesia.slow_to_be_heard.contains(&from));
+        amnesia.map_or(0, |amnesia| amnesia.chance.below(600) * MILLISECOND)
     }
 
     /// A suspect has become whole: it counts by what its disk holds, and by nothing else.

@@ -501,6 +501,7 @@ impl World {
                     // A straggler: everything that is waited for is over when it comes.
                     delay += self.random.below(4_000) * MILLISECOND;
                 }
+                delay += self.lag(message.from);
                 self.at(delay, message.to, Event::Deliver(message.clone()));
             }
         }
