@@ -20,6 +20,14 @@ pub fn check(
 ) -> Result<(), Failure> {
     let members = ask(connection, all)?;
     print::health(out, output, &members)?;
+    judge(&members)
+}
+
+/// How members that have been printed end the command.
+///
+/// # Errors
+/// A member is not healthy, or refused to say.
+pub fn judge(members: &[MemberHealth]) -> Result<(), Failure> {
     if let Some(refused) = members.iter().find_map(refusal) {
         return Err(refused.clone().into());
     }
@@ -28,7 +36,7 @@ pub fn check(
 }
 
 /// How the named node is, or all members of its cluster. A node that is not reached is among them.
-fn ask(connection: &ConnectionArguments, all: bool) -> Result<Vec<MemberHealth>, Failure> {
+pub(crate) fn ask(connection: &ConnectionArguments, all: bool) -> Result<Vec<MemberHealth>, Failure> {
     let address = connection.address();
     match connect(connection) {
         Ok(client) if all => Ok(client.health()?),

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use clap::ValueEnum;
-use kritaclient::{Deleted, Entry, MemberHealth, Written};
+use kritaclient::{Deleted, Entry, MemberHealth, Written, v1};
 use serde_json::{Map, Value, json};
 
 /// How results are printed.
@@ -130,6 +130,7 @@ fn health_json(member: &MemberHealth) -> Value {
             "uptime_ms": status.uptime_ms,
             "version": status.version,
             "problems": status.problems,
+            "storage": status.storage.as_ref().map(storage_json),
         }),
         Err(error) => json!({ "state": "unreachable", "problems": [error.to_string()] }),
     };
@@ -137,6 +138,25 @@ fn health_json(member: &MemberHealth) -> Value {
         object.extend(rest);
     }
     Value::Object(object)
+}
+
+fn storage_json(storage: &v1::StorageStatus) -> Value {
+    json!({
+        "free_bytes": free_bytes(storage),
+        "full": storage.full,
+        "logs_scrubbing": storage.logs_scrubbing,
+        "scrub_passes": storage.scrub_passes,
+        "scrub_bytes": storage.scrub_bytes,
+        "damages": storage.damages,
+        "values_repaired": storage.values_repaired,
+        "divergences": storage.divergences,
+        "shards_suspect": storage.shards_suspect,
+    })
+}
+
+/// The bytes that a node's disk has free, if it knows.
+pub(crate) fn free_bytes(storage: &v1::StorageStatus) -> Option<u64> {
+    Some(storage.free_bytes).filter(|bytes| *bytes != u64::MAX)
 }
 
 /// One JSON value on a line.
@@ -172,7 +192,7 @@ fn base64(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kritaclient::{Error, ErrorCode, v1};
+    use kritaclient::{Error, ErrorCode};
 
     fn printed(print: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Vec<u8> {
         let mut out = Vec::new();

@@ -120,6 +120,21 @@ impl Client {
         self.runtime.block_on(self.client.node_status(address))
     }
 
+    /// See [`crate::Client::verify`].
+    pub fn verify(&self, shard: u32) -> Result<v1::VerifyReply> {
+        self.runtime.block_on(self.client.verify(shard))
+    }
+
+    /// See [`crate::Client::verify_all`].
+    pub fn verify_all(&self, shards: Vec<u32>) -> Vec<(u32, Result<v1::VerifyReply>)> {
+        self.runtime.block_on(self.client.verify_all(shards))
+    }
+
+    /// See [`crate::Client::scrub`].
+    pub fn scrub(&self, address: &str) -> Result<()> {
+        self.runtime.block_on(self.client.scrub(address))
+    }
+
     /// See [`crate::Client::health`].
     pub fn health(&self) -> Result<Vec<MemberHealth>> {
         self.runtime.block_on(self.client.health())

@@ -195,6 +195,25 @@ impl Client {
         self.cluster.node_status(address, HEALTH_TIMEOUT).await
     }
 
+    /// Compares the replicas of a shard with each other, at one index that all of them have applied, if they all get
+    /// there within the call's time.
+    pub async fn verify(&self, shard: u32) -> Result<v1::VerifyReply> {
+        self.cluster.verify(shard).await
+    }
+
+    /// The same for all these shards, in their order, several at once.
+    pub async fn verify_all(&self, shards: Vec<u32>) -> Vec<(u32, Result<v1::VerifyReply>)> {
+        let verify = |cluster: Arc<Cluster>, shard: u32| async move { (shard, cluster.verify(shard).await) };
+        let mut verified = in_parallel(shards, BATCHES_AT_ONCE, verify, &self.cluster).await;
+        verified.sort_by_key(|(shard, _)| *shard);
+        verified
+    }
+
+    /// Has the node at `address` read and check everything that it stores, beginning now. Its status tells how it goes.
+    pub async fn scrub(&self, address: &str) -> Result<()> {
+        self.cluster.scrub(address, HEALTH_TIMEOUT).await
+    }
+
     /// What every member says of itself, by node number. A member that does not answer is in the list, with the
     /// reason. While the cluster has not formed, the nodes named in the options and their peers stand for it.
     ///

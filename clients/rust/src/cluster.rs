@@ -430,6 +430,26 @@ impl Cluster {
             other => Err(unexpected(&other)),
         }
     }
+
+    /// Has the node at `address` begin to check all that it stores.
+    pub(crate) async fn scrub(&self, address: &str, limit: Duration) -> Result<()> {
+        let target = Target { node_number: 0, address: address.to_owned(), core: None };
+        match self.ask(&target, Request::Scrub(v1::Scrub {}), limit).await? {
+            Response::Scrub(_) => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Compares the replicas of one shard.
+    pub(crate) async fn verify(&self, shard: u32) -> Result<v1::VerifyReply> {
+        let mut call = self.call(CallKind::Read, None);
+        self.with_topology(&mut call, |_| ()).await?;
+        let request = Request::Verify(v1::Verify { shard, timeout_ms: 0 });
+        match self.run(call, CallKind::Read, shard, request).await? {
+            Response::Verify(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
 }
 
 /// A good answer of another kind than was asked for. The connection matches kinds, so this is a bug.

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use bytes::Bytes;
+
 use crate::batch::{self, BATCH_HEADER_BYTES, BATCH_MAGIC, CheckedHeader, FLAG_SEAL};
 use crate::format::{BLOCK, FORMAT_VERSION, Reader, padded};
 use crate::inspect::finding::{Findings, Severity};
 use crate::inspect::segment::{BatchInfo, LogContext, RecordInfo, SegmentItem, SegmentSummary, Stray, Visit};
 use crate::inspect::source::Window;
+use crate::packed;
 use crate::record::{self, RECORD_HEADER_BYTES, RecordHeader, RecordKind, record_bytes};
 use crate::segment::SEGMENT_BODY;
-use crate::types::SegmentId;
+use crate::types::{SegmentId, value_checksum};
 
 /// Longest batch that is read; none that Krita writes comes near.
 const BATCH_BYTES_MAX: u32 = 256 << 20;
@@ -179,6 +182,9 @@ impl Scan<'_, '_, '_> {
             let info = record_info(&record, payload);
             self.summary.records.count(&info);
             self.summary.shards.entry(info.shard).or_default().count(&info);
+            if record.kind == RecordKind::Relocated && !info.is_piece() {
+                self.check_values(&info, payload, sequences);
+            }
             (self.visit)(SegmentItem::Record(&info, payload))?;
             position += record_bytes(payload.len());
         }
@@ -188,6 +194,26 @@ impl Scan<'_, '_, '_> {
             self.findings.note(Severity::Damage, &self.summary.file, offset, what, sequences);
         }
         Ok(())
+    }
+
+    /// The values of a whole record of relocated ones, each against its own checksum.
+    fn check_values(&mut self, info: &RecordInfo, payload: &[u8], sequences: Option<(u64, u64)>) {
+        let start = u64::from(info.offset) + RECORD_HEADER_BYTES as u64;
+        let mut damage = |offset: u64, what: String| {
+            self.findings.note(Severity::Damage, &self.summary.file, offset, what, sequences);
+        };
+        let Some(items) = packed::unpack(&Bytes::copy_from_slice(payload), info.total) else {
+            return damage(start, "relocated values that do not parse".to_owned());
+        };
+        for item in items {
+            let region =
+                payload.get(item.offset as usize..).and_then(|rest| rest.get(..item.length as usize));
+            let (sum, value) = region.unwrap_or(&[]).split_at_checked(4).unwrap_or((&[], &[]));
+            if sum != value_checksum(&item.key, value).to_le_bytes() {
+                let what = format!("the value of \"{}\" fails its checksum", item.key.escape_ascii());
+                damage(start + u64::from(item.offset), what);
+            }
+        }
     }
 
     fn check_padding(&mut self, info: &BatchInfo) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! What `kritactl` does. Its command line stands here; [`debug`] looks into files.
 
+mod cluster;
 pub mod debug;
 mod files;
 mod json;
@@ -13,8 +14,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::connection::{ConnectionArguments, PROFILE_HELP};
 use crate::failure::Failure;
-use crate::health;
-use crate::print::Output;
 
 const EXIT_CODES: &str = "\
 Results go to stdout, messages to stderr. Exit codes:
@@ -23,12 +22,14 @@ Results go to stdout, messages to stderr. Exit codes:
    2  wrong usage
    4  not authenticated, or denied
    5  unavailable, or timed out
-  10  unhealthy
-  11  damage was found; each place is printed with file and byte";
+  10  unhealthy, or not all replicas could be compared
+  11  damage was found, or replicas differ; what and where is printed";
 
 const EXAMPLES: &str = "\
 Examples:
   kritactl status --port 8080 --cluster-name krita-demo
+  kritactl verify
+  kritactl scrub --all
   kritactl debug log /var/lib/krita/data
   kritactl debug segment data/log-000/segment-3 --batch 812
   kritactl debug run data/log-000/run-5-17 --keys -o json";
@@ -60,8 +61,20 @@ pub enum Form {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Say how every member of the cluster is.
+    /// Say how every member of the cluster is, and what its disk holds.
     Status,
+    /// Compare the replicas of each shard with each other. Shards that are equal are counted, others shown.
+    Verify {
+        /// Only this shard.
+        #[arg(long)]
+        shard: Option<u32>,
+    },
+    /// Have the named node read and check everything that it stores, beginning now; damage is mended from peers.
+    Scrub {
+        /// Every member.
+        #[arg(long)]
+        all: bool,
+    },
     /// Look into files, with every checksum verified and nothing written. The node must be stopped.
     #[command(subcommand)]
     Debug(Debug),
@@ -145,13 +158,9 @@ fn parse_nonce(text: &str) -> Result<u64, String> {
 /// What ends the command with another exit code than 0.
 pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<(), Failure> {
     match &arguments.command {
-        Command::Status => {
-            let output = match arguments.output {
-                Form::Text => Output::Text,
-                Form::Json => Output::Json,
-            };
-            health::check(&arguments.connection, true, output, out)
-        }
+        Command::Status => cluster::status(&arguments.connection, arguments.output, out),
+        Command::Verify { shard } => cluster::verify(&arguments.connection, *shard, arguments.output, out),
+        Command::Scrub { all } => cluster::scrub(&arguments.connection, *all, arguments.output, out),
         Command::Debug(command) => debug::run(command, arguments.output, out),
     }
 }
@@ -175,6 +184,8 @@ mod tests {
         for line in [
             "status",
             "--host h --port 9 status -o json",
+            "verify --shard 3",
+            "scrub --all",
             "debug log d",
             "debug log d --records -o json --force --nonce 0xff",
             "debug segment s --batch 8",

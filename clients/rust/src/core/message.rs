@@ -26,6 +26,10 @@ pub enum Request {
     ClusterStatus(v1::ClusterStatus),
     /// The node's own state.
     NodeStatus(v1::NodeStatus),
+    /// Whether the replicas of a shard hold the same.
+    Verify(v1::Verify),
+    /// Has the node read and check all that it stores.
+    Scrub(v1::Scrub),
 }
 
 impl Request {
@@ -39,6 +43,8 @@ impl Request {
             Self::Scan(_) => FrameKind::Scan,
             Self::ClusterStatus(_) => FrameKind::ClusterStatus,
             Self::NodeStatus(_) => FrameKind::NodeStatus,
+            Self::Verify(_) => FrameKind::Verify,
+            Self::Scrub(_) => FrameKind::Scrub,
         }
     }
 
@@ -52,6 +58,8 @@ impl Request {
             Self::Scan(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
             Self::ClusterStatus(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
             Self::NodeStatus(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
+            Self::Verify(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
+            Self::Scrub(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
         }
     }
 
@@ -61,7 +69,12 @@ impl Request {
             Self::Put(message) => message.request_id = Some(id),
             Self::Delete(message) => message.request_id = Some(id),
             Self::Batch(message) => message.request_id = Some(id),
-            Self::Get(_) | Self::Scan(_) | Self::ClusterStatus(_) | Self::NodeStatus(_) => {}
+            Self::Get(_)
+            | Self::Scan(_)
+            | Self::ClusterStatus(_)
+            | Self::NodeStatus(_)
+            | Self::Verify(_)
+            | Self::Scrub(_) => {}
         }
     }
 
@@ -73,7 +86,8 @@ impl Request {
             Self::Get(message) => message.timeout_ms = milliseconds,
             Self::Batch(message) => message.timeout_ms = milliseconds,
             Self::Scan(message) => message.timeout_ms = milliseconds,
-            Self::ClusterStatus(_) | Self::NodeStatus(_) => {}
+            Self::Verify(message) => message.timeout_ms = milliseconds,
+            Self::ClusterStatus(_) | Self::NodeStatus(_) | Self::Scrub(_) => {}
         }
     }
 }
@@ -93,6 +107,10 @@ pub enum Response {
     ClusterStatus(v1::ClusterStatusReply),
     /// To a node status.
     NodeStatus(v1::NodeStatusReply),
+    /// To a verify.
+    Verify(v1::VerifyReply),
+    /// To a scrub.
+    Scrub(v1::ScrubReply),
 }
 
 impl Response {
@@ -105,6 +123,8 @@ impl Response {
             FrameKind::ScanReply => frame.decode().map(Self::Scan),
             FrameKind::ClusterStatusReply => frame.decode().map(Self::ClusterStatus),
             FrameKind::NodeStatusReply => frame.decode().map(Self::NodeStatus),
+            FrameKind::VerifyReply => frame.decode().map(Self::Verify),
+            FrameKind::ScrubReply => frame.decode().map(Self::Scrub),
             other => unreachable!("no request of a client is answered by a {other} frame"),
         }
     }
@@ -116,7 +136,7 @@ impl Response {
             Self::Get(reply) => reply.served_by.as_ref(),
             Self::Batch(reply) => reply.served_by.as_ref(),
             Self::Scan(reply) => reply.served_by.as_ref(),
-            Self::ClusterStatus(_) | Self::NodeStatus(_) => None,
+            Self::ClusterStatus(_) | Self::NodeStatus(_) | Self::Verify(_) | Self::Scrub(_) => None,
         }
     }
 }
