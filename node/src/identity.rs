@@ -331,6 +331,29 @@ pub enum IdentityError {
     },
 }
 
+/// Reads the directory's identity; `None` if the directory is fresh. Changes nothing, so that it may be asked before
+/// the lock is taken, which leaves a file behind.
+///
+/// # Errors
+/// The directory is not this node's, or cannot be used.
+pub async fn check_directory<R: Disk>(
+    runtime: &R,
+    directory: &Path,
+    node_id: &str,
+) -> Result<Option<Identity>, IdentityError> {
+    let path = directory.join(IDENTITY_FILE);
+    let Some(body) = read_checked(runtime, &path, &IDENTITY_MAGIC).await? else {
+        refuse_unless_fresh(runtime, directory).await?;
+        return Ok(None);
+    };
+    let identity = decode_identity(&body).map_err(|reason| corrupt(&path, reason))?;
+    if identity.node_id != node_id {
+        let (recorded, configured) = (identity.node_id, node_id.to_owned());
+        return Err(IdentityError::OtherNode { path, recorded, configured });
+    }
+    Ok(Some(identity))
+}
+
 /// Reads the directory's identity, or makes it if the directory is fresh; durable on return. The caller holds
 /// the directory's lock.
 ///
@@ -341,16 +364,10 @@ pub async fn load_or_create_identity<R: Disk + Rng>(
     directory: &Path,
     node_id: &str,
 ) -> Result<Identity, IdentityError> {
-    let path = directory.join(IDENTITY_FILE);
-    if let Some(body) = read_checked(runtime, &path, &IDENTITY_MAGIC).await? {
-        let identity = decode_identity(&body).map_err(|reason| corrupt(&path, reason))?;
-        if identity.node_id != node_id {
-            let (recorded, configured) = (identity.node_id, node_id.to_owned());
-            return Err(IdentityError::OtherNode { path, recorded, configured });
-        }
+    if let Some(identity) = check_directory(runtime, directory, node_id).await? {
         return Ok(identity);
     }
-    refuse_unless_fresh(runtime, directory).await?;
+    let path = directory.join(IDENTITY_FILE);
     let identity = Identity { node_id: node_id.to_owned(), node_uuid: NodeUuid::random(runtime) };
     write_checked(runtime, &path, &IDENTITY_MAGIC, &encode_identity(&identity)).await?;
     Ok(identity)

@@ -86,6 +86,10 @@ async fn claim_directory<R: Runtime>(runtime: &R, input: &NodeInput) -> Result<I
             .await
             .map_err(|error| bad(format!("cannot be made durable: {error}")))?;
     }
+    // Somebody else's directory is refused before the lock leaves a file in it.
+    let node_id = &input.config.node_id;
+    let checked = identity::check_directory(runtime, directory, node_id).await;
+    checked.map_err(|error| NodeFailure(error.to_string()))?;
     let locked = lock_directory(runtime, directory).await;
     locked.map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => {
@@ -93,7 +97,7 @@ async fn claim_directory<R: Runtime>(runtime: &R, input: &NodeInput) -> Result<I
         }
         _ => bad(format!("cannot be locked: {error}")),
     })?;
-    identity::load_or_create_identity(runtime, directory, &input.config.node_id)
+    identity::load_or_create_identity(runtime, directory, node_id)
         .await
         .map_err(|error| NodeFailure(error.to_string()))
 }
