@@ -101,6 +101,13 @@ impl ValueCache {
         let value = if value.len() <= COPY_BYTES_MAX { Bytes::copy_from_slice(value) } else { value.clone() };
         self.values.insert(place, CachedValue { value, checksum });
     }
+
+    /// A value lies at another place now.
+    pub(crate) fn moved(&mut self, from: Place, to: Place) {
+        if let Some((_, value)) = self.values.remove(&from) {
+            self.values.insert(to, value);
+        }
+    }
 }
 
 /// A block of a run: the number that the run got when it was opened, and the block's own.

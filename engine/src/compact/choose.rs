@@ -62,7 +62,8 @@ impl Sizes {
     }
 
     fn urgency_at(&self, used: u64) -> f64 {
-        let span = self.segment as f64 / 2.0 + self.alive as f64 / 8.0;
+        // What may be used without moving anything is what makes moving cheap: the start lies close to the bound.
+        let span = self.segment as f64 / 2.0 + self.alive as f64 / 32.0;
         2.0 + (used as f64 - self.allowed()) / span
     }
 

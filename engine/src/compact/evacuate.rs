@@ -432,7 +432,11 @@ impl<R: Runtime> Pass<R> {
                 .get_mut(&alive.shard)
                 .map(|state| state.index.relocate(&alive.key, &alive.slot, to.clone(), generation));
             match relocated {
-                Some(Relocated::Done) => return Ok(true),
+                Some(Relocated::Done) => {
+                    let (from, to) = (alive.slot.region.as_slice()[0], to.as_slice()[0]);
+                    self.inner.cache.borrow_mut().moved(from, to);
+                    return Ok(true);
+                }
                 Some(Relocated::Superseded) | None => return Ok(false),
                 Some(Relocated::Ask) => {}
             }
