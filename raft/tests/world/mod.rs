@@ -424,6 +424,11 @@ impl World {
             }
             let loads: Vec<(ReplicaId, Vec<Entry<Vec<u8>>>)> =
                 ready.log_loads.iter().map(|load| (load.to, replica.load(load))).collect();
+            if self.amnesia.is_some() && !ready.snapshots.is_empty() && replica.disk.checkpoint.applied.0 == 0
+            {
+                // Who is damaged needs a snapshot though the log is whole, so there may be none yet.
+                replica.checkpoint(20);
+            }
             let machine = replica.disk.checkpoint.clone();
             if self.verbose {
                 for change in &ready.changes {
