@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use krita_engine::{Batch, LogError, LogMark, ReadError, Store};
-use krita_raft::{Entry, Index, LogLoad, Message, Ready, ReadyNumber, Suspicion, Term};
+use krita_engine::{Batch, Headroom, LogError, LogMark, ReadError, Store};
+use krita_raft::{Entry, EntryKind, Index, LogLoad, Message, Ready, ReadyNumber, Suspicion, Term};
 use krita_runtime::{Runtime, TaskClass};
 
 use crate::applying::Applied;
+use crate::command;
 use crate::core::{Core, Serving};
 use crate::replica::{Replica, raft_time};
 use crate::scrubbing::Scrub;
@@ -43,6 +44,8 @@ pub(crate) struct LogWriter<R: Runtime> {
     pub(crate) scrub: Scrub,
     /// What the next write will hold.
     batch: Batch,
+    /// It holds new values: nothing that a full disk has room for.
+    grows: bool,
     /// Who waits for the next write.
     waiting: Vec<Waiting>,
     in_flight: bool,
@@ -74,6 +77,7 @@ impl<R: Runtime> LogWriter<R> {
             was_replaced,
             scrub: Scrub::default(),
             batch,
+            grows: false,
             waiting: Vec::new(),
             in_flight: false,
         }
@@ -162,7 +166,10 @@ impl<R: Runtime> Core<R> {
             tracing::info!(shard = replica.shard, after = index.0, "entries of another leader are replaced");
             log.batch.truncate_after(shard, krita_engine::Index(index.0));
         }
+        let is_ample = self.peers.own_room().headroom == Headroom::Ample;
         for entry in ready.entries {
+            // Nobody asks while there is room.
+            log.grows |= is_ample || puts_something(&entry);
             log.batch.entry(shard, engine_entry(entry));
         }
         self.send_all(replica, ready.messages);
@@ -199,13 +206,14 @@ impl<R: Runtime> Core<R> {
             return;
         }
         let batch = std::mem::replace(&mut log.batch, log.store.batch());
+        let grows = std::mem::take(&mut log.grows);
         let waiting = std::mem::take(&mut log.waiting);
         log.in_flight = true;
         let (core, store) = (self.clone(), log.store.clone());
         self.runtime.spawn(TaskClass::Foreground, "log-write", async move {
             let written = match batch.is_empty() {
                 true => Ok(()),
-                false => core.write_once_there_is_room(&store, &batch).await,
+                false => core.write_once_there_is_room(&store, &batch, grows).await,
             };
             core.on_written(position, waiting, written);
         });
@@ -214,9 +222,21 @@ impl<R: Runtime> Core<R> {
     /// Writes a batch, and for want of room again and again until there is some. Nothing that waits for the batch is
     /// acknowledged meanwhile, and what comes behind it collects. A part of it may have been written before: writing an
     /// entry anew replaces it by itself.
-    async fn write_once_there_is_room(&self, store: &Store<R>, batch: &Batch) -> Result<(), LogError> {
+    ///
+    /// What frees space may use the reserve. So may, in part, new values that were taken before the disk was known to be
+    /// full: others wait behind them.
+    async fn write_once_there_is_room(
+        &self,
+        store: &Store<R>,
+        batch: &Batch,
+        grows: bool,
+    ) -> Result<(), LogError> {
         for attempt in 0_u32.. {
-            let refused = match store.write(batch.clone()).await {
+            let mut batch = batch.clone();
+            if !grows || (attempt > 0 && self.may_use_reserve().await) {
+                batch.frees_space();
+            }
+            let refused = match store.write(batch).await {
                 Err(LogError::DiskFull(reason)) => reason,
                 Err(LogError::Io(reason)) if attempt < IO_ATTEMPTS_MAX => reason,
                 written => return written,
@@ -388,6 +408,10 @@ async fn read_entries<R: Runtime>(
             | ReadError::Closed => LoadError::Gone,
         })?;
     records.into_iter().map(raft_entry).collect::<Result<_, _>>().map_err(LoadError::Unknown)
+}
+
+fn puts_something(entry: &Entry<Payload>) -> bool {
+    entry.kind == EntryKind::Command && !command::regions_of(&entry.payload.0).is_empty()
 }
 
 fn raft_entry(record: krita_engine::EntryRecord) -> Result<Entry<Payload>, String> {

@@ -18,9 +18,9 @@ use crate::failure::Failure;
 use crate::replica::{Replica, raft_time};
 use crate::request::{Action, Write};
 
-/// How often the logs are asked for their room, and how often the file system is.
-const WATCH_INTERVAL: Duration = Duration::from_millis(100);
-const MEASURE_EVERY: u32 = 10;
+/// How often room is measured: seldom while there is enough.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+const WATCH_INTERVAL_AMPLE: Duration = Duration::from_secs(1);
 
 /// Leaderships that a full node gives away each time, and how long one that could not be given away is left alone.
 const MOVES_MAX: usize = 16;
@@ -43,6 +43,17 @@ impl Default for Room {
 impl Room {
     pub(crate) fn is_full(self) -> bool {
         self.headroom == Headroom::Full
+    }
+
+    /// What is left for a log that has so many segments ready: beyond them and the reserve.
+    fn measured(free_bytes: u64, reserve_bytes: u64, segment_bytes: u64, segments_ready: u64) -> Self {
+        let segments = free_bytes.saturating_sub(reserve_bytes) / segment_bytes.max(1) + segments_ready;
+        let headroom = match segments {
+            0 => Headroom::Full,
+            1..=3 => Headroom::Low,
+            _ => Headroom::Ample,
+        };
+        Self { headroom, free_bytes }
     }
 
     /// The headroom's number in a burst.
@@ -114,7 +125,7 @@ impl<R: Runtime> Core<R> {
             return None;
         }
         let room = |id: ReplicaId| match id == replica.id {
-            true => Room { headroom: replica.store.headroom(), ..self.peers.own_room() },
+            true => self.peers.own_room(),
             false => self.peers.room_of(replica.nodes.get(&id).copied().unwrap_or(0), replica.shard),
         };
         let full = in_the_way(replica.raft.configuration(), replica.id, |id| room(id).is_full());
@@ -128,14 +139,9 @@ impl<R: Runtime> Core<R> {
     /// Keeps an eye on the room that this core has, tells the peers and the log, and gives leaderships away while there
     /// is none.
     pub(crate) async fn watch_room(self: Rc<Self>) {
-        let mut turn = 0;
         let mut was_full = false;
         while !self.is_ending() {
-            let mut room = Room { headroom: self.worst_headroom(), ..self.peers.own_room() };
-            if turn % MEASURE_EVERY == 0 || (room.is_full() && !was_full) {
-                let directory = &self.input.config.data_directory;
-                room.free_bytes = self.runtime.available_bytes(directory).await.unwrap_or(u64::MAX);
-            }
+            let room = self.measure_room().await;
             self.peers.set_own_room(room);
             self.check_logs();
             if room.is_full() != was_full {
@@ -145,9 +151,29 @@ impl<R: Runtime> Core<R> {
             if room.is_full() {
                 self.give_leaderships_away(self.runtime.now());
             }
-            turn += 1;
-            self.runtime.sleep(WATCH_INTERVAL).await;
+            let is_ample = room.headroom == Headroom::Ample;
+            self.runtime.sleep(if is_ample { WATCH_INTERVAL_AMPLE } else { WATCH_INTERVAL }).await;
         }
+    }
+
+    /// The room of the log that has least. The logs know what they have ready, but not when somebody else takes or
+    /// frees space.
+    async fn measure_room(&self) -> Room {
+        let config = &self.input.config;
+        let Ok(free_bytes) = self.runtime.available_bytes(&config.data_directory).await else {
+            return self.peers.own_room();
+        };
+        let guard = self.serving.borrow();
+        let logs = guard.as_ref().map(|serving| serving.logs.iter()).into_iter().flatten();
+        let ready = logs.map(|log| log.store.statistics().segments_spare).min().unwrap_or(0);
+        Room::measured(free_bytes, config.disk_reserve_bytes, config.segment_bytes, ready)
+    }
+
+    /// Whether what is already in some log, and waits for room here, may use the reserve: half of it is for that, the
+    /// other half for what frees space.
+    pub(crate) async fn may_use_reserve(&self) -> bool {
+        let free_bytes = self.runtime.available_bytes(&self.input.config.data_directory).await;
+        free_bytes.is_ok_and(|free_bytes| free_bytes > self.input.config.disk_reserve_bytes / 2)
     }
 
     /// A log may also fail where no write of a replica waits for it.
@@ -159,13 +185,6 @@ impl<R: Runtime> Core<R> {
         {
             self.give_up(format!("log failed: {reason}"));
         }
-    }
-
-    fn worst_headroom(&self) -> Headroom {
-        let guard = self.serving.borrow();
-        let stores = guard.as_ref().map(|serving| serving.logs.iter().map(|log| log.store.headroom()));
-        let rooms = stores.into_iter().flatten().map(|headroom| Room { headroom, free_bytes: 0 });
-        rooms.max_by_key(|room| room.number()).unwrap_or_default().headroom
     }
 
     fn tell_room(&self, room: Room) {
@@ -237,6 +256,16 @@ mod tests {
         {
             assert!(failure.message.contains(part), "{}", failure.message);
         }
+    }
+
+    #[test]
+    fn room_is_what_is_free_beyond_the_reserve_and_what_is_ready() {
+        let measured = |free: u64, ready: u64| Room::measured(free << 20, 64 << 20, 4 << 20, ready).headroom;
+        assert_eq!(measured(1024, 0), Headroom::Ample);
+        assert_eq!(measured(64 + 4, 0), Headroom::Low);
+        assert_eq!(measured(64 + 3, 0), Headroom::Full);
+        assert_eq!(measured(3, 0), Headroom::Full);
+        assert_eq!(measured(3, 2), Headroom::Low, "what is ready can be written");
     }
 
     #[test]

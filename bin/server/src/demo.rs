@@ -36,6 +36,7 @@ const MORE_KEYS: &str = "# Small, for a demonstration.\n\
     cores: 2\n\
     segment_bytes: \"4MiB\"\n\
     checkpoint_after_bytes: \"16MiB\"\n\
+    disk_reserve_bytes: \"32MiB\"\n\
     memtable_bytes: \"16MiB\"\n\
     block_cache_bytes: \"16MiB\"\n\
     filter_bytes: \"16MiB\"\n\

@@ -426,7 +426,7 @@ impl Cluster {
         let target = Target { node_number: 0, address: address.to_owned(), core: None };
         let request = Request::NodeStatus(v1::NodeStatus { shards: true });
         match self.ask(&target, request, limit).await? {
-            Response::NodeStatus(status) => Ok(status),
+            Response::NodeStatus(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }
     }

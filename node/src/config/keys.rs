@@ -149,7 +149,7 @@ pub const KEYS: [Key; 31] = [
         "By how much the clocks of two nodes may run apart; leases depend on it."),
     key("segment_bytes", Kind::Bytes { min: 4 * MIB, max: GIB }, Some("64MiB"),
         "Size of one segment of the log, a multiple of 1 MiB; each core keeps some ready."),
-    key("disk_reserve_bytes", Kind::Bytes { min: MIB, max: 1024 * GIB }, Some("64MiB"),
+    key("disk_reserve_bytes", Kind::Bytes { min: MIB, max: 1024 * GIB }, Some("256MiB"),
         "What the file system of data_directory keeps free: with less, new values are refused until space is made by \
          deletes, which may use it, or a larger disk; a node does not start with less."),
     key("memtable_bytes", Kind::BytesOrAuto { min: MIB, max: 1024 * GIB }, Some("auto"),

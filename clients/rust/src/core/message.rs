@@ -106,7 +106,7 @@ pub enum Response {
     /// To a cluster status.
     ClusterStatus(v1::ClusterStatusReply),
     /// To a node status.
-    NodeStatus(v1::NodeStatusReply),
+    NodeStatus(Box<v1::NodeStatusReply>),
     /// To a verify.
     Verify(v1::VerifyReply),
     /// To a scrub.
@@ -122,7 +122,7 @@ impl Response {
             FrameKind::BatchReply => frame.decode().map(Self::Batch),
             FrameKind::ScanReply => frame.decode().map(Self::Scan),
             FrameKind::ClusterStatusReply => frame.decode().map(Self::ClusterStatus),
-            FrameKind::NodeStatusReply => frame.decode().map(Self::NodeStatus),
+            FrameKind::NodeStatusReply => frame.decode().map(Box::new).map(Self::NodeStatus),
             FrameKind::VerifyReply => frame.decode().map(Self::Verify),
             FrameKind::ScrubReply => frame.decode().map(Self::Scrub),
             other => unreachable!("no request of a client is answered by a {other} frame"),
