@@ -296,6 +296,34 @@ fn what_an_earlier_leader_said_is_void() {
 }
 
 #[test]
+fn what_an_earlier_leader_showed_is_not_what_this_one_holds() {
+    let mut raft = forgetful(1);
+    raft.step(Time(1), message(1, 2, 2, append((0, 0), vec![entry(1, 2), entry(2, 2)])));
+    settle(&mut raft, Time(1));
+    raft.step(Time(2), message(3, 2, 3, Body::Heartbeat { commit: Index(2), round: Round(1) }));
+    assert_eq!((raft.status().commit, raft.status().last), (Index(0), Index(2)));
+}
+
+#[test]
+fn a_suspect_does_not_fall_silent() {
+    let mut raft = forgetful(1);
+    raft.step(Time(1), message(1, 2, 2, Body::Quiesce { last_index: Index(3), last_term: Term(1) }));
+    let (sent, _) = settle(&mut raft, Time(1));
+    assert_eq!(sent.last().map(|message| &message.body), Some(&Body::QuiesceReply { agreed: false }));
+    assert_eq!((raft.status().quiesced, raft.status().commit), (false, Index(0)));
+}
+
+#[test]
+fn nobody_is_whole_who_was_not_healed() {
+    let mut raft = leader(plain(3), &[2]);
+    raft.step(Time(1), marked(heard(3, 1), suspect(7, 0)));
+    raft.step(Time(2), marked(heard(3, 1), repeated(1)));
+    raft.step(Time(2), marked(accepted(3, 1), repeated(1)));
+    let status = raft.status().followers[1];
+    assert_eq!((status.suspect, status.matched), (true, Index(0)));
+}
+
+#[test]
 fn a_suspect_neither_votes_nor_campaigns() {
     let mut raft = forgetful(1);
     let late = Time(10_000 * MILLISECOND);
