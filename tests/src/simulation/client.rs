@@ -333,7 +333,7 @@ pub(crate) async fn node_status(
         *link = Some(open);
     }
     match answer {
-        Ok(Response::NodeStatus(status)) => Some(status),
+        Ok(Response::NodeStatus(status)) => Some(*status),
         Ok(_) | Err(_) => None,
     }
 }
