@@ -41,6 +41,8 @@ pub(crate) struct Inner<R: Runtime> {
     pub(crate) making: Rc<Gate>,
     pub(crate) maintenance_wake: Notify,
     pub(crate) pins: Pins,
+    /// Where values lie that slots will lead to which no index has yet: compaction cannot know them.
+    pub(crate) staged: Pins,
     /// Which segments the slots of runs point into, hidden by newer layers or not.
     pub(crate) lives: Pins,
     pub(crate) run_caches: Rc<RunCaches>,
@@ -103,6 +105,7 @@ impl<R: Runtime> Inner<R> {
             making: Rc::new(Gate::default()),
             maintenance_wake: Notify::new(),
             pins: Pins::default(),
+            staged: Pins::default(),
             lives: Pins::default(),
             run_caches: parts.run_caches,
             merging_wake: Notify::new(),

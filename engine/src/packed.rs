@@ -142,7 +142,7 @@ impl<R: Runtime> Inner<R> {
         let (payload, items) = packer.finish();
         assert!(items.len() < 2 || payload.len() <= self.packed_bytes_max(), "several values fit one piece");
         let placed: Rc<RefCell<Option<(Extents, Pin)>>> = Rc::default();
-        let (told, pins) = (placed.clone(), self.pins.clone());
+        let (told, pins) = (placed.clone(), self.staged.clone());
         let done = Rc::new(move |payload: Extents| {
             let pin = pins.pin(payload.as_slice().iter().map(|extent| extent.segment));
             *told.borrow_mut() = Some((payload, pin));

@@ -153,7 +153,8 @@ impl<R: Runtime> Inner<R> {
                     Some(*dead.entry(segment).or_insert_with(found))
                 }
             };
-            let unused = !self.pins.is_pinned(segment) && !unfinished.contains(&segment);
+            let is_held = self.pins.is_pinned(segment) || self.staged.is_pinned(segment);
+            let unused = !is_held && !unfinished.contains(&segment);
             if unused && since.is_some_and(|since| self.epochs.has_passed(since)) {
                 free.push(segment);
             }

@@ -337,7 +337,7 @@ impl<R: Runtime> Installer<R> {
             items_expected: RUN_ITEMS_MAX,
             writing: None,
             runs: Vec::new(),
-            pin: inner.pins.pin([]),
+            pin: inner.staged.pin([]),
         };
         Self { inner, shard, replica, staged: Some(Box::new(staged)), floor: None, entries: Rc::default() }
     }

@@ -9,7 +9,7 @@
 //! Where the segment itself cannot tell all its keys (a payload whose other pieces lie elsewhere, damage), the indexes
 //! that have slots there are walked instead. Nothing is believed of the segment but what it says about keys, so a
 //! pass that ends well has moved everything alive: a key can lose its place in the segment meanwhile, and none can gain
-//! one. A value that fails its checksum is not moved: the segment stays, and the damage is told.
+//! one, since a segment is not chosen while an installation or an unfinished payload has something in it. A value that fails its checksum is not moved: the segment stays, and the damage is told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

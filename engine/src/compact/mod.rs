@@ -125,6 +125,7 @@ fn sizes<R: Runtime>(inner: &Inner<R>, alive: u64) -> Sizes {
 async fn survey<R: Runtime>(inner: &Inner<R>) -> (Sizes, Vec<Candidate>) {
     let alive = alive(inner).await;
     let (oldest, now) = (inner.oldest_needed(), inner.runtime.now());
+    let unfinished = inner.log.borrow().unfinished_segments();
     let mut compaction = inner.compaction.borrow_mut();
     compaction.not_before.retain(|_, until| *until > now);
     let segments = inner.segments.borrow();
@@ -134,7 +135,9 @@ async fn survey<R: Runtime>(inner: &Inner<R>) -> (Sizes, Vec<Candidate>) {
         let alive = alive.get(&segment).copied().unwrap_or(0);
         total += alive;
         // Without anything alive it is used again without a pass.
-        if segment < oldest && alive > 0 && !compaction.not_before.contains_key(&segment) {
+        // Slots that no index has yet may lead there once an installation is done, or a payload whole.
+        let is_open = inner.staged.is_pinned(segment) || unfinished.contains(&segment);
+        if segment < oldest && alive > 0 && !is_open && !compaction.not_before.contains_key(&segment) {
             candidates.push(Candidate { segment, alive });
         }
     }
