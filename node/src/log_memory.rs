@@ -42,15 +42,22 @@ struct Remembered {
     /// The boot in which it said so.
     boot_id: u64,
     logs: BTreeMap<u32, LogMark>,
+    /// The boot of the node that was told of this last, and serves.
+    told: Option<u64>,
 }
 
 impl LogMemory {
-    /// A node says how far its logs are durable. Of a boot that has not been met yet it counts only once it was told
-    /// what is remembered of the boot before.
+    /// A node says how far its logs are durable. In a new boot that counts, and takes the place of what it said in the
+    /// one before, only once it was told of that; and not while it has yet to note what that means.
     pub(crate) fn note(&mut self, node_number: u32, boot_id: u64, marks: &[v1::LogMark]) {
-        let Some(node) = self.nodes.get_mut(&node_number).filter(|node| node.boot_id == boot_id) else {
-            return;
-        };
+        let Some(node) = self.nodes.get_mut(&node_number) else { return };
+        if node.boot_id != boot_id {
+            if node.told != Some(boot_id) {
+                return;
+            }
+            node.boot_id = boot_id;
+            node.logs.clear();
+        }
         for mark in marks.iter().take(LOGS_MAX) {
             let said = LogMark { nonce: mark.nonce, sequence: mark.sequence };
             let known = node.logs.entry(mark.log).or_insert(said);
@@ -77,10 +84,8 @@ impl LogMemory {
 
     /// A node that serves was told: what it says in this boot counts from now on.
     pub(crate) fn was_told(&mut self, node_number: u32, boot_id: u64) {
-        let node = self.nodes.entry(node_number).or_insert(Remembered { boot_id, logs: BTreeMap::new() });
-        if node.boot_id != boot_id {
-            *node = Remembered { boot_id, logs: BTreeMap::new() };
-        }
+        let fresh = || Remembered { boot_id, logs: BTreeMap::new(), told: None };
+        self.nodes.entry(node_number).or_insert_with(fresh).told = Some(boot_id);
     }
 
     /// The content of its file: a CRC-32, then a `krita.v1.LogMemory`.
@@ -229,6 +234,7 @@ mod tests {
         memory.note(2, 8, &[mark(0, 1, 2)]);
         assert_eq!(memory.tell(2).expect("remembered").logs[0], mark(0, 1, 5));
         memory.was_told(2, 8);
+        assert_eq!(memory.tell(2).expect("remembered").logs[0], mark(0, 1, 5), "it may restart at once");
         memory.note(2, 8, &[mark(0, 1, 2)]);
         assert_eq!(memory.tell(2).expect("remembered").logs, [mark(0, 1, 2)]);
     }

@@ -67,6 +67,8 @@ pub(crate) struct Peers<R: Runtime> {
     own_room: Cell<Room>,
     /// And of its logs.
     log_marks: RefCell<Vec<v1::LogMark>>,
+    /// Suspicions that this core is about to note.
+    pub(crate) doubts_unsettled: Cell<u32>,
     state: Rc<RefCell<State<R>>>,
 }
 
@@ -109,6 +111,7 @@ impl<R: Runtime> Peers<R> {
             keep_alive: config.heartbeat_interval,
             own_room: Cell::default(),
             log_marks: RefCell::default(),
+            doubts_unsettled: Cell::new(0),
             state: Rc::new(RefCell::new(State {
                 cluster: None,
                 links: BTreeMap::new(),
@@ -178,6 +181,7 @@ impl<R: Runtime> Peers<R> {
             headroom: room.number(),
             free_bytes: room.free_bytes,
             logs: self.log_marks.borrow().clone(),
+            unsettled: self.doubts_unsettled.get() > 0,
         };
         // A burst that cannot leave is lost, as on any network; Raft sends again.
         link.send_one_way(&burst);
@@ -189,7 +193,9 @@ impl<R: Runtime> Peers<R> {
         let (boot_id, room) = (burst.boot_id, Room::from_burst(burst.headroom, burst.free_bytes));
         let heard = Heard { at: self.runtime.now(), boot_id, room, is_silent: false };
         let mut state = self.state.borrow_mut();
-        state.memory.note(peer.node_number, boot_id, &burst.logs);
+        if !burst.unsettled {
+            state.memory.note(peer.node_number, boot_id, &burst.logs);
+        }
         let before = state.heard.insert(peer, heard);
         before.is_some_and(|before| before.boot_id != boot_id)
     }

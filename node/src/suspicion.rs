@@ -162,8 +162,12 @@ impl<R: Runtime> Core<R> {
             return;
         }
         let (core, store, shard) = (self.clone(), replica.store.clone(), replica.shard);
+        let unsettled = &self.peers.doubts_unsettled;
+        unsettled.set(unsettled.get() + 1);
         self.runtime.spawn(TaskClass::Foreground, "record-doubt", async move {
             while !core.is_ending() && !core.has_recorded_doubt(shard, &store).await {}
+            let unsettled = &core.peers.doubts_unsettled;
+            unsettled.set(unsettled.get() - 1);
         });
     }
 
