@@ -96,7 +96,10 @@ async fn merge<R: Runtime>(
         drop(made.take().and_then(NewRun::keep));
     }
     if published? {
-        inner.statistics.borrow_mut().merges += 1;
+        let mut statistics = inner.statistics.borrow_mut();
+        statistics.merges += 1;
+        statistics.merges_partial += u64::from(!oldest);
+        drop(statistics);
         inner.maintenance_wake.notify();
     }
     Ok(())

@@ -14,12 +14,15 @@ use bytes::Bytes;
 use common::*;
 use krita_engine::{
     CheckpointMeta, EntryRecord, HardState, Index, LogError, RecoveredShard, ReplicaId, ShardId,
-    SnapshotItem, Term, value_checksum,
+    SnapshotItem, Term, VersionNow, value_checksum,
 };
 use krita_runtime::sim::Random;
 
 const SHARDS: u32 = 4;
-const KEYS: u64 = 24;
+/// Enough that an index is several runs, of which small ones are merged without the largest.
+const KEYS: u64 = 500;
+/// Keys that change often.
+const KEYS_HOT: u64 = 24;
 
 /// One shard, as far as it was acknowledged.
 #[derive(Clone, Default)]
@@ -74,6 +77,10 @@ struct Counts {
     recycled: u64,
     large: u64,
     torn: u64,
+    merges: u64,
+    runs_max: u64,
+    resumed: u64,
+    unknown_versions: u64,
 }
 
 impl Known {
@@ -111,13 +118,17 @@ fn value(random: &Random) -> Bytes {
 }
 
 fn key(random: &Random) -> Bytes {
-    Bytes::from(format!("key{:02}", random.below(KEYS)))
+    let keys = if random.chance(0.5) { KEYS_HOT } else { KEYS };
+    Bytes::from(format!("key{:03}", random.below(keys)))
 }
 
 fn new_entry(random: &Random, index: u64, term: u64) -> EntryRecord {
-    let operations: Vec<Operation> = (0..random.below(4))
+    // Now and then many keys at once, with small values.
+    let many = random.chance(0.1);
+    let operations: Vec<Operation> = (0..if many { 80 } else { random.below(4) })
         .map(|_| match random.below(5) {
             0 => Operation::Delete(key(random)),
+            _ if many => Operation::Put(key(random), vec![random.next() as u8; 10].into()),
             _ => Operation::Put(key(random), value(random)),
         })
         .collect();
@@ -203,9 +214,9 @@ impl Driver {
             match self.random.below(40) {
                 0 => self.install(id, &known).await,
                 1 if self.random.chance(0.2) => self.remove(id).await,
-                2..=4 => self.checkpoint(id, &known).await,
-                5..=9 => self.read(id, &known).await,
-                10..=19 => self.apply(id),
+                2..=6 => self.checkpoint(id, &known).await,
+                7..=11 => self.read(id, &known).await,
+                12..=19 => self.apply(id),
                 20 => self.snapshot(id, &known).await,
                 _ => self.write(id, &known).await,
             }
@@ -274,6 +285,25 @@ impl Driver {
     }
 
     async fn read(&self, id: ShardId, known: &Known) {
+        let version = |key: &Bytes| known.state.get(key).map(|(version, _)| *version);
+        let keys: Vec<Bytes> = (0..self.random.between(1, 5)).map(|_| key(&self.random)).collect();
+        let all_keys: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+        let slots = self.store.get_many(id, &all_keys).await.unwrap();
+        for (key, slot) in keys.iter().zip(slots) {
+            assert_eq!(slot.map(|slot| slot.version), version(key));
+        }
+        let unknown = |key: &&Bytes| self.store.version_now(id, key) == VersionNow::Unknown;
+        self.counts.borrow_mut().unknown_versions += keys.iter().filter(unknown).count() as u64;
+        self.store.prefetch(id, keys.clone()).await.unwrap();
+        for key in &keys {
+            assert_eq!(self.store.version_now(id, key), VersionNow::Known(version(key)));
+        }
+        let (start, most) = (key(&self.random), self.random.between(1, 30) as usize);
+        let page = self.store.scan(id, &start, Some(b"key4"), most).await.unwrap();
+        let expected = known.state.range(start..).take_while(|(key, _)| &key[..] < &b"key4"[..]);
+        let expected: Vec<_> = expected.take(most).map(|(key, (version, _))| (key.clone(), *version)).collect();
+        let page: Vec<_> = page.into_iter().map(|(key, slot)| (key, slot.version)).collect();
+        assert_eq!(page, expected);
         let key = key(&self.random);
         let slot = self.store.get(id, &key).await.unwrap();
         assert_eq!(
@@ -340,6 +370,13 @@ impl Driver {
             if items.is_empty() {
                 break;
             }
+            if self.random.chance(0.1) {
+                // The connection broke: the receiver has everything up to some key.
+                let last = items[self.random.below(items.len() as u64) as usize].key.clone();
+                source.resume(Some(last.clone()));
+                self.counts.borrow_mut().resumed += 1;
+                assert_eq!(source.last_key(), Some(&last));
+            }
             for item in items {
                 assert_eq!(value_checksum(&item.key, &item.value), item.checksum);
                 state.insert(item.key, (item.version, item.value));
@@ -353,7 +390,7 @@ impl Driver {
         let applied = known.last() + self.random.between(1, 50);
         let term = Term(known.hard.term.0 + 1);
         let mut state = State::new();
-        for _ in 0..self.random.below(2 * KEYS) {
+        for _ in 0..self.random.below(2 * KEYS_HOT) {
             state.insert(key(&self.random), (Index(self.random.between(1, applied)), value(&self.random)));
         }
         let meta = CheckpointMeta {
@@ -547,7 +584,11 @@ fn run_seed(seed: u64, counts: &Rc<RefCell<Counts>>) {
             }
             _ => world.simulation.crash(world.host),
         }
-        counts.borrow_mut().recycled += store.statistics().segments_recycled;
+        let statistics = store.statistics();
+        counts.borrow_mut().recycled += statistics.segments_recycled;
+        counts.borrow_mut().merges += statistics.merges;
+        let runs_max = counts.borrow().runs_max.max(statistics.runs);
+        counts.borrow_mut().runs_max = runs_max;
         counts.borrow_mut().crashes += 1;
         drop(store);
         // A crash while the log is being opened.
@@ -573,6 +614,7 @@ fn a_store_is_what_was_acknowledged() {
         let counts = counts.borrow();
         let all = [counts.truncations, counts.checkpoints, counts.installs, counts.removals, counts.replayed];
         let more = [counts.lost_tails, counts.recycled, counts.large, counts.torn];
-        assert!(all.iter().chain(&more).all(|count| *count > 0), "something never happened: {counts:?}");
+        let runs = [counts.merges, counts.resumed, counts.unknown_versions];
+        assert!(all.iter().chain(&more).chain(&runs).all(|count| *count > 0), "something never happened: {counts:?}");
     }
 }

@@ -103,6 +103,58 @@ fn of_a_checkpoint() {
     );
 }
 
+/// Enough checkpoints for runs to be merged, with deleted keys among them.
+fn with_runs(world: &World) -> SimStore {
+    let store = World::with_shard(world);
+    let writer = store.clone();
+    world.run(async move {
+        let all: Vec<Operation> = (0..200).map(|number| put(&format!("key{number:03}"), "old")).collect();
+        write_and_apply(&writer, 1, &all).await;
+        checkpoint(&writer).await;
+        for index in 2..=8 {
+            write_and_apply(&writer, index, &changed_at(index)).await;
+            checkpoint(&writer).await;
+        }
+    });
+    store
+}
+
+/// Every entry puts two keys and deletes one.
+fn changed_at(index: u64) -> Vec<Operation> {
+    let gone = Operation::Delete(Bytes::from(format!("key{:03}", index + 100)));
+    vec![put(&format!("key{index:03}"), "new"), put(&format!("key{:03}", index % 3), "newest"), gone]
+}
+
+#[test]
+fn of_checkpoints_and_merges_in_a_row() {
+    let work = async |store: SimStore| {
+        let (mut index, before) = (8, store.statistics().merges);
+        while store.statistics().merges < before + 2 {
+            index += 1;
+            write_and_apply(&store, index, &changed_at(index)).await;
+            checkpoint(&store).await;
+        }
+    };
+    at_every_point(70, with_runs, work, |world, store, shards, done| {
+        let (checkpointed, last) = (shards[0].checkpoint.applied, shards[0].last_index);
+        assert!(checkpointed <= last && checkpointed >= Index(8));
+        assert!(!done || checkpointed == last && last > Index(8));
+        let state = index_and_log(world, store.clone(), SHARD, last);
+        for number in 0..200 {
+            let found = state.get(format!("key{number:03}").as_bytes());
+            let expected = match number {
+                number if (102..=100 + last.0).contains(&number) => None,
+                0..=2 => Some("newest"),
+                number if (2..=last.0).contains(&number) => Some("new"),
+                _ => Some("old"),
+            };
+            assert_eq!(found.map(|(_, value)| &value[..]), expected.map(str::as_bytes), "key{number:03}");
+        }
+        world.simulation.run_for(Duration::from_millis(100));
+        assert_eq!(world.files("run-").len() as u64, store.statistics().runs, "no orphan stays");
+    });
+}
+
 fn snapshot_items() -> Vec<SnapshotItem> {
     (0..12u64)
         .map(|number| {
