@@ -20,6 +20,9 @@ use crate::responder::Responder;
 /// How long one peer has to answer with a value.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a read waits before it looks again for a value that no peer gives at the moment.
+const FETCH_PAUSE: Duration = Duration::from_millis(50);
+
 /// Between looks at the damage that was found: what cannot be mended yet is found again and again.
 const DAMAGE_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -65,7 +68,15 @@ impl<R: Runtime> Source<R> {
             Err(error @ (ReadError::Corruption(_) | ReadError::Io { .. })) => error,
             read => return read,
         };
-        let Some(value) = self.fetch(key, slot).await else { return Err(error) };
+        let value = match self.fetch(key, slot).await {
+            Fetched::Value(value) => value,
+            Fetched::Nowhere => return Err(error),
+            Fetched::NotNow => {
+                // A peer that is reached, or has applied more, will have it; or the key has a newer value by then.
+                self.runtime.sleep(FETCH_PAUSE).await;
+                return Err(ReadError::Stale);
+            }
+        };
         tracing::warn!(shard = self.shard.0, %error, "a damaged value was answered from a peer");
         let (source, key, slot, fetched) =
             (self.clone(), Bytes::copy_from_slice(key), slot.clone(), value.clone());
@@ -76,7 +87,8 @@ impl<R: Runtime> Source<R> {
     }
 
     /// Asks the peers one after the other for the value that a key had at the slot's version.
-    async fn fetch(&self, key: &[u8], slot: &Slot) -> Option<Bytes> {
+    async fn fetch(&self, key: &[u8], slot: &Slot) -> Fetched {
+        let mut damaged = 0;
         let request =
             v1::FetchValue { shard: self.shard.0, key: Bytes::copy_from_slice(key), version: slot.version.0 };
         for node in &self.others {
@@ -84,13 +96,13 @@ impl<R: Runtime> Source<R> {
             match reply {
                 Ok(reply) if reply.found && value_checksum(key, &reply.value) == reply.checksum => {
                     // A slice of the frame would keep all of it.
-                    return Some(Bytes::copy_from_slice(&reply.value));
+                    return Fetched::Value(Bytes::copy_from_slice(&reply.value));
                 }
-                Ok(_) => {}
+                Ok(reply) => damaged += usize::from(reply.damaged),
                 Err(error) => tracing::debug!(node, %error, "a peer gives no value"),
             }
         }
-        None
+        if damaged == self.others.len() { Fetched::Nowhere } else { Fetched::NotNow }
     }
 
     async fn repair(&self, key: &[u8], slot: &Slot, value: Bytes) {
@@ -110,18 +122,28 @@ impl<R: Runtime> Source<R> {
 
     /// Mends a value that scrubbing or a read found damaged.
     async fn mend(&self, key: &[u8], slot: &Slot, corruption: &Corruption) {
-        if let Some(value) = self.fetch(key, slot).await {
+        let fetched = self.fetch(key, slot).await;
+        if let Fetched::Value(value) = fetched {
             return self.repair(key, slot, value).await;
         }
         let Index(version) = slot.version;
         let what = format!("the value of key {} (log entry {version}) of {}", shown(key), self.shard);
-        if self.others.is_empty() {
+        if matches!(fetched, Fetched::Nowhere) {
             tracing::error!(%corruption, "{what} is lost: no other node holds it");
             self.counters.lose(format!("{what} is lost: {corruption}"));
         } else {
             tracing::warn!(%corruption, "{what} is damaged, and no peer gives it now");
         }
     }
+}
+
+/// What peers gave for a damaged value.
+enum Fetched {
+    Value(Bytes),
+    /// Every other replica has it damaged too, or there is none.
+    Nowhere,
+    /// Some replica was not reached, or does not have that version: it may be behind, or ahead.
+    NotNow,
 }
 
 /// A key for people: its text, or its bytes.
@@ -182,19 +204,19 @@ impl<R: Runtime> Core<R> {
             return responder.fail(&Failure::not_ready("the shard is not open here"));
         };
         self.runtime.spawn(TaskClass::Foreground, "fetch-value", async move {
-            let found = match store.get(shard, &request.key).await {
-                Ok(Some(slot)) if slot.version.0 == request.version => {
-                    store.value(shard, &request.key, &slot).await.ok()
+            let mut reply = v1::FetchValueReply::default();
+            if let Ok(Some(slot)) = store.get(shard, &request.key).await
+                && slot.version.0 == request.version
+            {
+                match store.value(shard, &request.key, &slot).await {
+                    Ok(value) => {
+                        let checksum = value_checksum(&request.key, &value);
+                        reply = v1::FetchValueReply { found: true, value, checksum, damaged: false };
+                    }
+                    Err(error) => reply.damaged = matches!(error, ReadError::Corruption(_)),
                 }
-                Ok(_) | Err(_) => None,
-            };
-            responder.message(&match found {
-                Some(value) => {
-                    let checksum = value_checksum(&request.key, &value);
-                    v1::FetchValueReply { found: true, value, checksum }
-                }
-                None => v1::FetchValueReply::default(),
-            });
+            }
+            responder.message(&reply);
         });
     }
 }

@@ -153,7 +153,9 @@ async fn values_of<R: Runtime>(source: &Rc<Source<R>>, keys: &[&[u8]]) -> Result
         }
         return Ok(values);
     }
-    Err(Failure::overloaded("the keys change faster than they can be read"))
+    Err(Failure::overloaded(
+        "the keys change faster than they can be read, or a damaged value cannot be got from another replica now",
+    ))
 }
 
 /// One page of a scan. It ends before it would hold more than [`PAGE_BYTES_MAX`] bytes, but not without an item.
@@ -192,6 +194,10 @@ fn index_failure(error: &ReadError) -> Failure {
         ReadError::Corruption(corruption) => {
             tracing::error!(%corruption, "corruption found in the index by a read");
             Failure::unavailable("the index of this replica is damaged; another replica will lead")
+        }
+        ReadError::Io { .. } => {
+            tracing::error!(%error, "the index cannot be read");
+            Failure::unavailable("the index of this replica cannot be read; another replica will lead")
         }
         other => read_failure(other),
     }
