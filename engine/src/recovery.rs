@@ -22,13 +22,13 @@ use crate::batch::{self, BATCH_HEADER_BYTES, CheckedHeader};
 use crate::checkpoint::{self, CheckpointIdentity};
 use crate::epochs::Epochs;
 use crate::error::{Corruption, OpenError, ReadError};
-use crate::format::{BLOCK, MANIFEST_PREFIX, SEGMENT_PREFIX, number_after, padded};
+use crate::format::{BLOCK, CHECKPOINT_PREFIX, MANIFEST_PREFIX, SEGMENT_PREFIX, number_after, padded};
 use crate::index::ShardIndex;
 use crate::log::Head;
 use crate::manifest::{LogIdentity, Manifest, MetaPlace, ShardRecord};
 use crate::record::{self, record_bytes};
 use crate::replay::Replaying;
-use crate::run::{self, Run, RunCaches, RunIdentity, RunRecord};
+use crate::run::{self, RUN_PREFIX, Run, RunCaches, RunIdentity, RunRecord};
 use crate::segment::{self, SEGMENT_BODY, SEGMENT_OPEN, SegmentFile, SegmentHeader, Segments};
 use crate::shard::Shard;
 use crate::types::{Options, Place, SegmentId, ShardId};
@@ -96,6 +96,17 @@ async fn refuse_foreign<R: Runtime>(runtime: &R, directory: &Path) -> Result<(),
         // The beginnings of a first manifest, or what a new file system comes with.
         number_after(name, MANIFEST_PREFIX).is_some() || name.file_name().is_some_and(|it| it == "lost+found")
     };
+    let is_of_a_log = |name: &&PathBuf| {
+        [SEGMENT_PREFIX, CHECKPOINT_PREFIX, RUN_PREFIX].iter().any(|prefix| {
+            let name = name.file_name().map(|name| name.to_string_lossy());
+            name.is_some_and(|name| name.starts_with(prefix))
+        })
+    };
+    if let Some(orphan) = names.iter().find(is_of_a_log) {
+        let what = format!("no manifest is there, beside {}", orphan.display());
+        let file = directory.join(format!("{MANIFEST_PREFIX}1"));
+        return Err(OpenError::ManifestLost(Corruption { file, offset: 0, what, sequences: None }));
+    }
     match names.into_iter().find(|name| !harmless(name)) {
         Some(name) => {
             let name = name.file_name().unwrap_or(name.as_os_str()).to_string_lossy().into_owned();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use krita_runtime::{Runtime, TaskClass};
 
 use crate::compact;
-use crate::error::{LogError, OpenError, ReadError};
+use crate::error::{Corruption, Damage, LogError, OpenError, ReadError};
 use crate::gate::{Gate, Pass, detached};
 use crate::index::{IndexView, ShardIndex};
 use crate::inner::{self, Inner, Parts};
@@ -310,13 +310,27 @@ impl<R: Runtime> Store<R> {
         match known.ok_or(ReadError::UnknownShard(shard))? {
             Now::Found(Entry::Put(slot)) => Ok(Some(slot)),
             Now::Found(Entry::Tombstone(_)) | Now::Absent => Ok(None),
-            Now::Unknown => self.view(shard)?.get(key).await,
+            Now::Unknown => self.noting(shard, self.view(shard)?.get(key).await),
         }
+    }
+
+    /// Keeps the damage that a look into the index has found for whoever mends it. A block that the device does not
+    /// read is as good as damaged.
+    fn noting<T>(&self, shard: ShardId, outcome: Result<T, ReadError>) -> Result<T, ReadError> {
+        let corruption = match &outcome {
+            Err(ReadError::Corruption(corruption)) => corruption.clone(),
+            Err(ReadError::Io { file, what }) => {
+                Corruption { file: file.clone(), offset: 0, what: what.clone(), sequences: None }
+            }
+            Ok(_) | Err(_) => return outcome,
+        };
+        self.inner.report(Damage::State { shard, corruption });
+        outcome
     }
 
     /// What the index knows of each key, all as of the first poll.
     pub async fn get_many(&self, shard: ShardId, keys: &[&[u8]]) -> Result<Vec<Option<Slot>>, ReadError> {
-        self.view(shard)?.get_many(keys).await
+        self.noting(shard, self.view(shard)?.get_many(keys).await)
     }
 
     pub(crate) fn view(&self, shard: ShardId) -> Result<IndexView<R>, ReadError> {
@@ -336,7 +350,7 @@ impl<R: Runtime> Store<R> {
     /// 4 MiB of them.
     pub async fn prefetch(&self, shard: ShardId, keys: Vec<Bytes>) -> Result<(), ReadError> {
         loop {
-            let prefetched = self.view(shard)?.prefetch(keys.clone()).await?;
+            let prefetched = self.noting(shard, self.view(shard)?.prefetch(keys.clone()).await)?;
             let mut shards = self.inner.shards.borrow_mut();
             let state = shards.get_mut(&shard).ok_or(ReadError::UnknownShard(shard))?;
             // A checkpoint came in between, which is rare: its run may know the keys.
@@ -361,7 +375,7 @@ impl<R: Runtime> Store<R> {
         end: Option<&[u8]>,
         items_max: usize,
     ) -> Result<Vec<(Bytes, Slot)>, ReadError> {
-        self.view(shard)?.scan(start, end, items_max).await
+        self.noting(shard, self.view(shard)?.scan(start, end, items_max).await)
     }
 
     /// About how many keys a shard has: overwritten ones may count several times until runs are merged.
