@@ -5,10 +5,13 @@ use crate::checkpoint::{CHECKPOINT_BLOCK_MAX, CHECKPOINT_HEADER_BYTES, CHECKPOIN
 use crate::format::{BLOCK, FORMAT_VERSION};
 use crate::log::PIECE_BYTES_MIN;
 use crate::manifest::{FRAME_HEADER_BYTES, FRAME_MAGIC};
+use crate::packed::{PACKED_HEADER_BYTES, PACKED_ITEM_BYTES};
 use crate::record::{
     HARD_STATE_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader, RecordKind, encode,
 };
+use crate::run::{BlockKind, FOOTER_BYTES, RUN_HEADER_BYTES, RUN_MAGIC};
 use crate::segment::{SEGMENT_HEADER_BYTES, SEGMENT_MAGIC, SegmentHeader};
+use crate::store::INLINE_BYTES_MAX;
 use crate::types::{Index, LogId, ReplicaId, SegmentId, ShardId, Term, VALUE_CHECKSUM_BYTES};
 
 const DOCUMENT: &str = include_str!("../../docs/disk_format.md");
@@ -22,7 +25,7 @@ fn table(heading: &str) -> Vec<(usize, usize, String)> {
         let offset = cells.get(1)?.parse().ok()?;
         Some((offset, cells.get(2)?.parse().ok()?, (*cells.get(3)?).to_owned()))
     });
-    rows.take_while(|(offset, length, _)| offset + length <= 64).collect()
+    rows.collect()
 }
 
 /// The table covers `length` bytes without gaps, and each named field has its value there.
@@ -56,6 +59,11 @@ fn constants() {
         ("FRAME_HEADER_BYTES", FRAME_HEADER_BYTES),
         ("CHECKPOINT_HEADER_BYTES", CHECKPOINT_HEADER_BYTES),
         ("CHECKPOINT_BLOCK_MAX", CHECKPOINT_BLOCK_MAX),
+        ("RUN_HEADER_BYTES", RUN_HEADER_BYTES),
+        ("FOOTER_BYTES", FOOTER_BYTES),
+        ("PACKED_HEADER_BYTES", PACKED_HEADER_BYTES),
+        ("PACKED_ITEM_BYTES", PACKED_ITEM_BYTES),
+        ("INLINE_BYTES_MAX", INLINE_BYTES_MAX),
         ("VALUE_CHECKSUM_BYTES", VALUE_CHECKSUM_BYTES as usize),
         ("PIECE_BYTES_MIN", PIECE_BYTES_MIN),
     ];
@@ -65,6 +73,7 @@ fn constants() {
     for magic in [&SEGMENT_MAGIC.to_le_bytes()[..], &BATCH_MAGIC.to_le_bytes()[..]]
         .into_iter()
         .chain([&FRAME_MAGIC.to_le_bytes()[..], &CHECKPOINT_MAGIC.to_le_bytes()[..]])
+        .chain([&RUN_MAGIC.to_le_bytes()[..]])
     {
         let magic = String::from_utf8_lossy(magic);
         assert!(DOCUMENT.contains(&format!("| magic | `{magic}` |")), "{magic}");
@@ -77,6 +86,23 @@ fn constants() {
             RecordKind::Relocated => "relocated values",
         };
         assert!(DOCUMENT.contains(&format!("| {} | {name} |", kind.code())), "{name}");
+    }
+}
+
+#[test]
+fn kinds_of_run_blocks() {
+    for kind in BlockKind::ALL {
+        let name = match kind {
+            BlockKind::Data => "data",
+            BlockKind::Large => "large",
+            BlockKind::Segments => "segments",
+            BlockKind::Filter => "filter",
+            BlockKind::Index => "index",
+            BlockKind::Footer => "footer",
+        };
+        let told = format!("{} {name}", kind.code());
+        let row = DOCUMENT.lines().find(|line| line.contains("| kind | 1 data"));
+        assert!(row.is_some_and(|row| row.contains(&told)), "{told}");
     }
 }
 
@@ -138,4 +164,6 @@ fn headers() {
 
     check("Manifest frame header", FRAME_HEADER_BYTES, &[0; 64], &[]);
     check("Checkpoint block header", CHECKPOINT_HEADER_BYTES, &[0; 64], &[]);
+    check("Run block header", RUN_HEADER_BYTES, &[0; 64], &[]);
+    check("Run footer", FOOTER_BYTES, &[0; 72], &[]);
 }
