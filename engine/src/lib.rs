@@ -1,28 +1,31 @@
 //! One core's storage: a group-committed log that *is* the store.
 //!
-//! A value is written once, as part of the Raft entry that carried it. The index, in memory, maps each key to
-//! the place of its value in the log. Nothing here knows elections or clients: the engine stores entries,
+//! A value is written once, as part of the Raft entry that carried it. The index maps each key to the place of its
+//! value in the log: a memtable for what is new, and below it immutable sorted runs on disk. Segments that are mostly
+//! dead are emptied by moving what is alive in them. Nothing here knows elections or clients: the engine stores entries,
 //! hard states and truncations of any number of shards, and keeps what their state machines applied.
 //!
 //! ```text
-//!    write(batch)        apply(index, changes)      get, scan       value(slot)        checkpoint(meta)
-//!        │                        │                    │                │                     │
-//!        ▼                        ▼                    ▼                ▼                     ▼
-//!   ┌─ log ───┐ durable ┌─ shard ─────────────────────────────┐   ┌─ cache ─┐        ┌─ publish ──────┐
-//!   │ queue,  │────────▶│ entries: where each lies            │   │ S3-FIFO │        │ checkpoint-s-n │
-//!   │ batches │         │ index: key ─▶ slot (version, where) │   └────┬────┘        │ then one frame │
-//!   └────┬────┘         └─────────────────────────────────────┘        │ miss        └───────┬────────┘
-//!        │ O_DIRECT, O_DSYNC, one write in flight                      ▼                     ▼
-//!   ┌─ segments ──────────────────────────────────────────────────────────────┐      ┌─ manifest ─────┐
-//!   │ segment-1  │h│batch 1│batch 2│…│   segment-2 │h│batch 9│ … │   spare     │      │ shards, replay │
-//!   └──────────────────────────────────────────────────────────────────────────┘      └────────────────┘
+//!    write(batch)      apply(index, changes)      get, scan           value(slot)      checkpoint(meta)
+//!        │                      │                     │                    │                  │
+//!        ▼                      ▼                     ▼                    ▼                  ▼
+//!   ┌─ log ───┐ durable ┌─ shard ──────────────────────────────────┐  ┌─ cache ─┐   ┌─ publish ───────┐
+//!   │ queue,  │────────▶│ entries: where each lies                 │  │ values, │   │ memtable ─▶ run,│
+//!   │ batches │         │ index: key ─▶ slot (version, where)      │  │ blocks  │   │ then one frame  │
+//!   └────┬────┘         │   memtable ─ run-s-9 ─ run-s-7 ─ run-s-2 │  └────┬────┘   └────────┬────────┘
+//!        │              └──────────────────────────────────────────┘       │ miss            │
+//!        │ O_DIRECT, O_DSYNC, one write in flight                          ▼                 ▼
+//!   ┌─ segments ─────────────────────────────────────────────────────────────────┐  ┌─ manifest ──────┐
+//!   │ segment-1  │h│batch 1│batch 2│…│   segment-2 │h│batch 9│ … │    spare       │  │ shards, runs,   │
+//!   └───────▲────────────────────────────────────────────────────────────────────┘  │ replay          │
+//!           └ reclaim: used again once dead, or evacuated by compact                └─────────────────┘
 //! ```
 //!
 //! What is durable when:
 //!
 //! - [`Store::write`] returns once the write that holds the last of its records is complete: full length, `O_DSYNC`.
 //! - [`Store::apply`] changes memory only. After a restart the index is that of the last checkpoint, and the
-//!   node applies the entries behind it again.
+//!   node applies the entries behind it again. It is blind: nobody asks what was there.
 //! - [`Store::checkpoint`], [`Store::create_shards`], [`Store::remove_shard`] and [`Installer::finish`] take effect by
 //!   one frame of the manifest, written after everything it refers to is durable: all or nothing.
 //!

@@ -454,6 +454,7 @@ impl<R: Runtime> Store<R> {
             runs: runs().count() as u64,
             run_bytes: runs().map(|run| run.record().length).sum(),
             run_memory_bytes: runs().map(|run| run.resident_bytes() as u64).sum(),
+            filter_bytes: inner.run_caches.filter_bytes() as u64,
             memtable_bytes: shards.values().map(|shard| shard.index.memtable_bytes() as u64).sum(),
             block_cache_bytes: inner.run_caches.block_bytes() as u64,
             block_cache_hits: inner.run_caches.hits(),

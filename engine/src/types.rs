@@ -414,6 +414,8 @@ pub struct Statistics {
     pub run_bytes: u64,
     /// Bytes of memory of their filters and block indexes.
     pub run_memory_bytes: u64,
+    /// Bytes of the filters among it.
+    pub filter_bytes: u64,
     /// Bytes of memory of all memtables.
     pub memtable_bytes: u64,
     /// Bytes in the cache of index blocks.

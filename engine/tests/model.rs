@@ -75,6 +75,8 @@ struct Counts {
     replayed: u64,
     lost_tails: u64,
     recycled: u64,
+    compacted: u64,
+    moved: u64,
     large: u64,
     torn: u64,
     merges: u64,
@@ -300,8 +302,9 @@ impl Driver {
         }
         let (start, most) = (key(&self.random), self.random.between(1, 30) as usize);
         let page = self.store.scan(id, &start, Some(b"key4"), most).await.unwrap();
-        let expected = known.state.range(start..).take_while(|(key, _)| &key[..] < &b"key4"[..]);
-        let expected: Vec<_> = expected.take(most).map(|(key, (version, _))| (key.clone(), *version)).collect();
+        let expected = known.state.range(start..).take_while(|(key, _)| key[..] < b"key4"[..]);
+        let expected: Vec<_> =
+            expected.take(most).map(|(key, (version, _))| (key.clone(), *version)).collect();
         let page: Vec<_> = page.into_iter().map(|(key, slot)| (key, slot.version)).collect();
         assert_eq!(page, expected);
         let key = key(&self.random);
@@ -586,6 +589,8 @@ fn run_seed(seed: u64, counts: &Rc<RefCell<Counts>>) {
         }
         let statistics = store.statistics();
         counts.borrow_mut().recycled += statistics.segments_recycled;
+        counts.borrow_mut().compacted += statistics.segments_compacted;
+        counts.borrow_mut().moved += statistics.relocated_values;
         counts.borrow_mut().merges += statistics.merges;
         let runs_max = counts.borrow().runs_max.max(statistics.runs);
         counts.borrow_mut().runs_max = runs_max;
@@ -613,8 +618,12 @@ fn a_store_is_what_was_acknowledged() {
     if std::env::var("KRITA_SEED").is_err() {
         let counts = counts.borrow();
         let all = [counts.truncations, counts.checkpoints, counts.installs, counts.removals, counts.replayed];
-        let more = [counts.lost_tails, counts.recycled, counts.large, counts.torn];
+        let more =
+            [counts.lost_tails, counts.recycled, counts.compacted, counts.moved, counts.large, counts.torn];
         let runs = [counts.merges, counts.resumed, counts.unknown_versions];
-        assert!(all.iter().chain(&more).chain(&runs).all(|count| *count > 0), "something never happened: {counts:?}");
+        assert!(
+            all.iter().chain(&more).chain(&runs).all(|count| *count > 0),
+            "something never happened: {counts:?}"
+        );
     }
 }

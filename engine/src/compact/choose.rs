@@ -186,7 +186,9 @@ mod tests {
             head
         };
         for _ in 0..rounds * keys {
-            (seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17);
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
             let head = put(seed % keys, &mut place, &mut alive);
             written += 1;
             loop {

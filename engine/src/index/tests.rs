@@ -27,7 +27,7 @@ fn slot(number: u64, version: u64) -> Slot {
         offset: u32::try_from(4096 + number * 64 + part * 16).expect("tests are short"),
         length: 8 + u32::try_from(number % 7).expect("a remainder is small"),
     };
-    let extents = (0..if number % 11 == 0 { 3 } else { 1 }).map(extent).collect();
+    let extents = (0..if number.is_multiple_of(11) { 3 } else { 1 }).map(extent).collect();
     Slot { version: Index(version), region: Extents::from_vec(extents) }
 }
 

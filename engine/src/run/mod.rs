@@ -44,7 +44,10 @@ mod verify;
 mod writer;
 
 pub(crate) use cursor::{RunCursor, Use};
-pub(crate) use envelope::{BlockKind, RUN_HEADER_BYTES, RUN_MAGIC};
+#[cfg(test)]
+pub(crate) use envelope::RUN_HEADER_BYTES;
+pub(crate) use envelope::{BlockKind, RUN_MAGIC};
+#[cfg(test)]
 pub(crate) use footer::FOOTER_BYTES;
 pub(crate) use writer::RunWriter;
 
