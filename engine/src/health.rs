@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use krita_runtime::{Notify, Runtime, TaskClass};
 
-use crate::error::{Damage, LogError, ReadError};
+use crate::error::{Corruption, Damage, LogError, ReadError};
 use crate::index::Relocated;
 use crate::inner::Inner;
 use crate::manifest::ManifestChange;
@@ -47,6 +47,26 @@ impl<R: Runtime> Inner<R> {
     pub(crate) fn report(&self, damage: Damage) {
         if self.damages.add(damage) {
             self.statistics.borrow_mut().damages += 1;
+        }
+    }
+
+    /// Keeps the damage that a look into the index has found, if that is what has failed it. A block that the device
+    /// does not read is as good as damaged.
+    pub(crate) fn report_index(&self, shard: ShardId, error: &ReadError) {
+        if let Some(corruption) = index_damage(error) {
+            self.report(Damage::State { shard, corruption });
+        }
+    }
+}
+
+fn index_damage(error: &ReadError) -> Option<Corruption> {
+    match error {
+        ReadError::Corruption(corruption) => Some(corruption.clone()),
+        ReadError::Io { file, what } => {
+            Some(Corruption { file: file.clone(), offset: 0, what: what.clone(), sequences: None })
+        }
+        ReadError::UnknownShard(_) | ReadError::Compacted { .. } | ReadError::Stale | ReadError::Closed => {
+            None
         }
     }
 }
@@ -132,9 +152,8 @@ impl<R: Runtime> Store<R> {
     pub async fn scrub(&self, bytes_per_second: u64) -> Vec<Damage> {
         let mut damages = Vec::new();
         for shard in self.shards() {
-            if let Err(ReadError::Corruption(corruption)) =
-                self.scrub_shard(shard, bytes_per_second.max(1), &mut damages).await
-            {
+            let scrubbed = self.scrub_shard(shard, bytes_per_second.max(1), &mut damages).await;
+            if let Some(corruption) = scrubbed.err().as_ref().and_then(index_damage) {
                 damages.push(Damage::State { shard, corruption });
             }
         }

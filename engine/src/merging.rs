@@ -9,7 +9,7 @@ use std::rc::Rc;
 use krita_runtime::Runtime;
 
 use crate::error::LogError;
-use crate::index::{RunInput, merge_plan};
+use crate::index::{RunInput, WriteError, merge_plan};
 use crate::inner::Inner;
 use crate::manifest::ManifestChange;
 use crate::publish::{NewRun, new_run, write_error};
@@ -60,7 +60,12 @@ async fn merge<R: Runtime>(
     oldest: bool,
 ) -> Result<(), LogError> {
     let made = new_run(inner, shard, RunInput::Runs(runs), oldest).await;
-    let made = made.map_err(|error| write_error("merging runs", error))?;
+    let made = made.map_err(|error| {
+        if let WriteError::Read(error) = &error {
+            inner.report_index(shard, error);
+        }
+        write_error("merging runs", error)
+    })?;
     let made = RefCell::new(Some(made));
     let changes = || {
         let shards = inner.shards.borrow();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use krita_runtime::{Runtime, TaskClass};
 
 use crate::compact;
-use crate::error::{Corruption, Damage, LogError, OpenError, ReadError};
+use crate::error::{LogError, OpenError, ReadError};
 use crate::gate::{Gate, Pass, detached};
 use crate::index::{IndexView, ShardIndex};
 use crate::inner::{self, Inner, Parts};
@@ -314,17 +314,11 @@ impl<R: Runtime> Store<R> {
         }
     }
 
-    /// Keeps the damage that a look into the index has found for whoever mends it. A block that the device does not
-    /// read is as good as damaged.
+    /// Keeps the damage that a look into the index has found for whoever mends it.
     fn noting<T>(&self, shard: ShardId, outcome: Result<T, ReadError>) -> Result<T, ReadError> {
-        let corruption = match &outcome {
-            Err(ReadError::Corruption(corruption)) => corruption.clone(),
-            Err(ReadError::Io { file, what }) => {
-                Corruption { file: file.clone(), offset: 0, what: what.clone(), sequences: None }
-            }
-            Ok(_) | Err(_) => return outcome,
-        };
-        self.inner.report(Damage::State { shard, corruption });
+        if let Err(error) = &outcome {
+            self.inner.report_index(shard, error);
+        }
         outcome
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use krita_runtime::{Instant, Notify, Runtime, timeout};
 
-use crate::error::{Damage, ReadError};
+use crate::error::ReadError;
 use crate::inner::Inner;
 use crate::segment::{SegmentFile, Segments};
 use crate::types::{SegmentId, ShardId};
@@ -181,12 +181,12 @@ async fn evacuate<R: Runtime>(inner: &Rc<Inner<R>>, segment: SegmentId, alive: u
         Err(Failure::Closed) => return,
         Err(Failure::Log(error)) => (AFTER_FAILURE, error.to_string()),
         Err(Failure::Value(error)) => (AFTER_FAILURE, error.to_string()),
-        Err(Failure::Index(shard, ReadError::Corruption(corruption))) => {
-            let why = corruption.to_string();
-            inner.report(Damage::State { shard, corruption });
-            (AFTER_DAMAGE, why)
+        Err(Failure::Index(shard, error)) => {
+            inner.report_index(shard, &error);
+            let left_alone =
+                if matches!(error, ReadError::Corruption(_)) { AFTER_DAMAGE } else { AFTER_FAILURE };
+            (left_alone, error.to_string())
         }
-        Err(Failure::Index(_, error)) => (AFTER_FAILURE, error.to_string()),
     };
     tracing::warn!(log = %inner.options.log, %segment, why, "a segment could not be evacuated");
     inner.compaction.borrow_mut().not_before.insert(segment, inner.runtime.now() + left_alone);
