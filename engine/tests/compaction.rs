@@ -16,7 +16,6 @@ use krita_engine::{
 use krita_runtime::Clock;
 use krita_runtime::sim::Random;
 
-const SEGMENT: u64 = 128 << 10;
 const SHARDS: u32 = 3;
 
 fn eager() -> Options {
