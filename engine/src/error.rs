@@ -101,6 +101,12 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// What to say of a file of another version.
+    pub(crate) fn other_version(version: u16) -> String {
+        let ours = crate::format::FORMAT_VERSION;
+        format!("it is of format version {version}; this version of Krita reads and writes {ours}")
+    }
+
     pub(crate) fn io(path: &std::path::Path, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }

@@ -1,8 +1,7 @@
-//! The health of what is stored: scrubbing, mending single values, replicas that may have forgotten, and room.
+//! The health of what is stored: damage that was found, mending single values, replicas that may have forgotten, and room.
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use krita_runtime::{Notify, Runtime, TaskClass};
@@ -12,15 +11,12 @@ use crate::index::Relocated;
 use crate::inner::Inner;
 use crate::manifest::ManifestChange;
 use crate::packed::Packer;
+use crate::salvage::REASON_BYTES_MAX;
 use crate::store::Store;
-use crate::types::{Headroom, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, ShardId, Slot, value_checksum};
+use crate::types::{Headroom, Index, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, ShardId, Slot, value_checksum};
 
-/// Keys that a scrub looks at between two pauses.
-const SCRUB_PAGE: usize = 64;
 /// Damages that are kept until they are taken.
 const DAMAGES_MAX: usize = 256;
-/// Longest reason that is kept.
-const REASON_BYTES_MAX: usize = 512;
 
 /// Damage that was found, until somebody takes it.
 #[derive(Default)]
@@ -50,6 +46,15 @@ impl<R: Runtime> Inner<R> {
         }
     }
 
+    /// Keeps damage of an entry, if a start would miss it.
+    pub(crate) fn report_entry(&self, shard: ShardId, index: Index, corruption: &Corruption) {
+        let checkpoint = self.shards.borrow().get(&shard).map(|state| state.checkpoint.applied);
+        if checkpoint.is_some_and(|applied| index > applied) {
+            let (entries, corruption) = (Some((index, index)), corruption.clone());
+            self.report(Damage::Log { shard, entries, corruption });
+        }
+    }
+
     /// Keeps the damage that a look into the index has found, if that is what has failed it. A block that the device
     /// does not read is as good as damaged.
     pub(crate) fn report_index(&self, shard: ShardId, error: &ReadError) {
@@ -59,7 +64,8 @@ impl<R: Runtime> Inner<R> {
     }
 }
 
-fn index_damage(error: &ReadError) -> Option<Corruption> {
+/// The damage of an index or a meta file that a read has met.
+pub(crate) fn index_damage(error: &ReadError) -> Option<Corruption> {
     match error {
         ReadError::Corruption(corruption) => Some(corruption.clone()),
         ReadError::Io { file, what } => {
@@ -108,8 +114,10 @@ impl<R: Runtime> Store<R> {
             // Not while the shard's record in the manifest is being replaced.
             let gate = inner.gate(shard);
             let _pass = gate.enter().await;
-            if !inner.shards.borrow().contains_key(&shard) {
-                return Err(LogError::UnknownShard(shard));
+            match inner.shards.borrow().get(&shard) {
+                None => return Err(LogError::UnknownShard(shard)),
+                Some(state) if reason.is_none() => state.check_whole()?,
+                Some(_) => {}
             }
             let changes = || vec![ManifestChange::Suspect(shard, reason.clone())];
             let then = || {
@@ -145,54 +153,6 @@ impl<R: Runtime> Store<R> {
         let repair = async move { repair(&inner, shard, key, slot, value, &done).await };
         self.detached(TaskClass::Background, "repair", repair).await?;
         Ok(told.get())
-    }
-
-    /// Reads every run and every live value once, at most `bytes_per_second`, and says what is damaged. Goes on
-    /// behind damage, but reads no more of a shard whose runs are damaged.
-    pub async fn scrub(&self, bytes_per_second: u64) -> Vec<Damage> {
-        let mut damages = Vec::new();
-        for shard in self.shards() {
-            let scrubbed = self.scrub_shard(shard, bytes_per_second.max(1), &mut damages).await;
-            if let Some(corruption) = scrubbed.err().as_ref().and_then(index_damage) {
-                damages.push(Damage::State { shard, corruption });
-            }
-        }
-        damages.iter().for_each(|damage| self.inner.report(damage.clone()));
-        damages
-    }
-
-    async fn scrub_shard(
-        &self,
-        shard: ShardId,
-        bytes_per_second: u64,
-        damages: &mut Vec<Damage>,
-    ) -> Result<(), ReadError> {
-        let runs = self.inner.shards.borrow().get(&shard).map(|state| state.index.runs().to_vec());
-        let runs = runs.ok_or(ReadError::UnknownShard(shard))?;
-        for run in runs {
-            run.verify(Some(bytes_per_second)).await?;
-        }
-        let mut from = Vec::new();
-        loop {
-            let page = self.scan(shard, &from, None, SCRUB_PAGE).await?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
-            from = last.to_vec();
-            from.push(0);
-            for (key, slot) in page {
-                let bytes = slot.region.length();
-                match crate::read::uncached(&self.inner, shard, &key, &slot).await {
-                    Err(ReadError::Corruption(corruption)) => {
-                        damages.push(Damage::Value { shard, key, slot, corruption });
-                    }
-                    Ok(_) | Err(ReadError::Stale) => {}
-                    Err(error) => return Err(error),
-                }
-                let pause = Duration::from_nanos(
-                    bytes.saturating_mul(1_000_000_000).checked_div(bytes_per_second).unwrap_or(0),
-                );
-                self.inner.runtime.sleep(pause).await;
-            }
-        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::error::LogError;
 use crate::gate::Gate;
 use crate::health::Damages;
 use crate::log::{Log, Room};
-use crate::manifest::{Manifest, ManifestChange, MetaFileRecord, ReplayRecord};
+use crate::manifest::{Manifest, ManifestChange, MetaFileRecord, ReplayRecord, Settled};
 use crate::reclaim::Reclaiming;
 use crate::run::{RunCaches, RunIdentity};
 use crate::segment::{self, Pins, SegmentHeader, Segments};
@@ -92,7 +92,6 @@ pub(crate) struct Parts<R: Runtime> {
 impl<R: Runtime> Inner<R> {
     pub(crate) fn new(runtime: R, options: Options, parts: Parts<R>) -> Rc<Self> {
         let cache = RefCell::new(ValueCache::new(options.value_cache_bytes));
-        let reclaiming = Reclaiming::new(parts.log.head.segment, parts.segments.used.keys().copied());
         Rc::new(Self {
             runtime,
             options,
@@ -109,7 +108,7 @@ impl<R: Runtime> Inner<R> {
             lives: Pins::default(),
             run_caches: parts.run_caches,
             merging_wake: Notify::new(),
-            reclaiming: RefCell::new(reclaiming),
+            reclaiming: RefCell::default(),
             compaction: RefCell::default(),
             epochs: parts.epochs,
             floors: RefCell::default(),
@@ -212,11 +211,10 @@ impl<R: Runtime> Inner<R> {
         let next = self.next_place();
         let first = shard.entry(applied.next()).map(|entry| entry.place);
         let needed = [first, self.log.borrow().unfinished(id)].into_iter().flatten();
-        ReplayRecord {
-            hard_state: shard.hard_state,
-            hard_state_sequence: next.sequence - 1,
-            replay: needed.fold(next, Place::min),
-        }
+        let replay = needed.fold(next, Place::min);
+        let behind = replay.sequence >= shard.settled.before;
+        let settled = if behind { Settled::default() } else { shard.settled };
+        ReplayRecord { hard_state: shard.hard_state, hard_state_sequence: next.sequence - 1, replay, settled }
     }
 
     /// Where the next batch will be: nothing that is durable now lies there.
@@ -277,7 +275,7 @@ impl<R: Runtime> Inner<R> {
                 return Ok(spare);
             }
             self.advance().await?;
-            self.reclaim();
+            self.reclaim().await?;
             if self.segments.borrow().spare.is_empty() {
                 self.make_spare(1, room).await?;
             }
@@ -344,7 +342,8 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// Moves the start of replay forward for every shard whose recorded start holds back a whole segment for
-    /// nothing: its hard state is carried over, and the records that it needs are later.
+    /// nothing: its hard state is carried over, and the records that it needs are later. Also names segments that were
+    /// put to use.
     pub(crate) async fn advance(&self) -> Result<(), LogError> {
         self.publish(
             || {
@@ -355,7 +354,7 @@ impl<R: Runtime> Inner<R> {
                     let gains = now.replay.segment > recorded.replay.segment && !shard.closing;
                     gains.then_some(ManifestChange::Advance(*id, now))
                 });
-                tails.collect()
+                self.lives_change(&[]).into_iter().chain(tails).collect()
             },
             || {},
         )
@@ -372,11 +371,15 @@ pub(crate) async fn maintain<R: Runtime>(inner: Rc<Inner<R>>) {
             return;
         }
         let head = inner.log.borrow().head.segment;
-        if inner.poisoned().is_none() && inner.manifest.oldest_needed().is_some_and(|oldest| oldest < head) {
+        let behind = inner.manifest.oldest_needed().is_some_and(|oldest| oldest < head);
+        if inner.poisoned().is_none() && (behind || !inner.manifest.lists(head)) {
             // A failure has poisoned the log, which is said elsewhere.
             let _ = inner.advance().await;
         }
-        inner.reclaim();
+        if inner.poisoned().is_none() {
+            // Likewise.
+            let _ = inner.reclaim().await;
+        }
         inner.compaction.borrow().wake.notify();
         let mut is_short = false;
         while inner.poisoned().is_none()

@@ -74,6 +74,7 @@
 
 mod batch;
 mod cache;
+mod chain;
 mod checkpoint;
 mod compact;
 mod epochs;
@@ -86,6 +87,7 @@ mod inner;
 pub mod inspect;
 mod log;
 mod manifest;
+mod manifest_record;
 mod mark;
 mod merging;
 mod packed;
@@ -96,6 +98,8 @@ mod record;
 mod recovery;
 mod replay;
 mod run;
+mod salvage;
+mod scrub;
 mod segment;
 mod shard;
 mod snapshot;

@@ -6,22 +6,23 @@
 //! written, so publishing is one write.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use bytes::Bytes;
 use krita_runtime::{File, OpenOptions, Runtime};
 
 use crate::error::{Corruption, OpenError};
 use crate::format::{
-    BLOCK, FORMAT_VERSION, MANIFEST_PREFIX, MANIFEST_SEED, Reader, checksum, length_u32, number_after,
-    padded, put_string,
+    BLOCK, FORMAT_VERSION, MANIFEST_PREFIX, MANIFEST_SEED, Reader, checksum, length_u32, number_after, padded,
 };
 use crate::gate::{Gate, Pass};
-use crate::run::RunRecord;
-use crate::types::{CheckpointMeta, HardState, Index, LogId, Place, ReplicaId, SegmentId, ShardId, Term};
+use crate::manifest_record::Contents;
+pub(crate) use crate::manifest_record::{
+    ManifestChange, MetaFileRecord, MetaPlace, ReplayRecord, Settled, ShardRecord,
+};
+use crate::types::{LogId, SegmentId, ShardId};
 
 /// Length of a frame's header.
 pub(crate) const FRAME_HEADER_BYTES: usize = 64;
@@ -31,228 +32,6 @@ pub(crate) const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"KMAN");
 pub(crate) const FLAG_WHOLE: u32 = 1;
 /// Shortest manifest file.
 const FILE_BYTES_MIN: usize = 256 << 10;
-
-/// Where a checkpoint's meta data is: membership and the state machine's part.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum MetaPlace {
-    /// In the manifest itself.
-    Inline {
-        /// Membership.
-        configuration: Bytes,
-        /// The state machine's part.
-        machine: Bytes,
-    },
-    /// In a file: it is too long for the manifest.
-    File(MetaFileRecord),
-}
-
-/// What the manifest knows of a checkpoint file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct MetaFileRecord {
-    /// The number in its name.
-    pub(crate) number: u64,
-    /// Its length in bytes.
-    pub(crate) length: u64,
-    /// The checksum over all block checksums.
-    pub(crate) root: u64,
-}
-
-/// All that the manifest knows of a shard.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct ShardRecord {
-    pub(crate) shard: ShardId,
-    pub(crate) replica: ReplicaId,
-    pub(crate) generation: u64,
-    pub(crate) applied: Index,
-    pub(crate) term: Term,
-    pub(crate) meta: MetaPlace,
-    /// The index as of `applied`, newest run first.
-    pub(crate) runs: Vec<RunRecord>,
-    pub(crate) tail: ReplayRecord,
-    /// Why the replica may have forgotten what it acknowledged, if it may have.
-    pub(crate) suspect: Option<String>,
-}
-
-/// Where the log takes over from the manifest. `replay.sequence <= hard_state_sequence + 1`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ReplayRecord {
-    pub(crate) hard_state: HardState,
-    /// Hard states in batches up to this one are in `hard_state` already. This batch was durable.
-    pub(crate) hard_state_sequence: u64,
-    /// The first batch that may hold a record the shard still needs.
-    pub(crate) replay: Place,
-}
-
-/// One change of the manifest.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum ManifestChange {
-    /// The shard is now this.
-    Put(Box<ShardRecord>),
-    /// The shard's replay starts later.
-    Advance(ShardId, ReplayRecord),
-    /// The shard is gone.
-    Remove(ShardId),
-    /// The shard's runs are now these, newest first; they hold the same state.
-    Runs(ShardId, Vec<RunRecord>),
-    /// The shard's replica may have forgotten what it acknowledged, and why; or is whole again.
-    Suspect(ShardId, Option<String>),
-}
-
-impl ManifestChange {
-    fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Put(record) => {
-                out.push(1);
-                record.encode(out);
-            }
-            Self::Advance(shard, tail) => {
-                out.push(2);
-                out.extend_from_slice(&shard.0.to_le_bytes());
-                tail.encode(out);
-            }
-            Self::Remove(shard) => {
-                out.push(3);
-                out.extend_from_slice(&shard.0.to_le_bytes());
-            }
-            Self::Suspect(shard, reason) => {
-                out.push(4);
-                out.extend_from_slice(&shard.0.to_le_bytes());
-                put_reason(out, reason.as_deref());
-            }
-            Self::Runs(shard, runs) => {
-                out.push(5);
-                out.extend_from_slice(&shard.0.to_le_bytes());
-                put_runs(out, runs);
-            }
-        }
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Option<Self> {
-        match reader.u8()? {
-            1 => Some(Self::Put(Box::new(ShardRecord::decode(reader)?))),
-            2 => Some(Self::Advance(ShardId(reader.u32()?), ReplayRecord::decode(reader)?)),
-            3 => Some(Self::Remove(ShardId(reader.u32()?))),
-            4 => Some(Self::Suspect(ShardId(reader.u32()?), decode_reason(reader)?)),
-            5 => Some(Self::Runs(ShardId(reader.u32()?), decode_runs(reader)?)),
-            _ => None,
-        }
-    }
-}
-
-/// A run set: the number of runs (u32), and each run.
-fn put_runs(out: &mut Vec<u8>, runs: &[RunRecord]) {
-    out.extend_from_slice(&length_u32(runs.len()).to_le_bytes());
-    for run in runs {
-        for field in [run.number, run.length, run.root, run.items] {
-            out.extend_from_slice(&field.to_le_bytes());
-        }
-    }
-}
-
-fn decode_runs(reader: &mut Reader<'_>) -> Option<Vec<RunRecord>> {
-    let count = reader.u32()?;
-    let run = |reader: &mut Reader<'_>| {
-        let (number, length) = (reader.u64()?, reader.u64()?);
-        Some(RunRecord { number, length, root: reader.u64()?, items: reader.u64()? })
-    };
-    (0..count).map(|_| run(reader)).collect()
-}
-
-/// A reason: whether there is one (u8), and its text.
-fn put_reason(out: &mut Vec<u8>, reason: Option<&str>) {
-    out.push(u8::from(reason.is_some()));
-    put_string(out, reason.unwrap_or_default().as_bytes());
-}
-
-fn decode_reason(reader: &mut Reader<'_>) -> Option<Option<String>> {
-    let there = reader.u8()? == 1;
-    let text = String::from_utf8_lossy(reader.string()?).into_owned();
-    Some(there.then_some(text))
-}
-
-impl ReplayRecord {
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.hard_state.term.0.to_le_bytes());
-        out.push(u8::from(self.hard_state.vote.is_some()));
-        out.extend_from_slice(&self.hard_state.vote.unwrap_or(0).to_le_bytes());
-        out.extend_from_slice(&self.hard_state.commit.0.to_le_bytes());
-        out.extend_from_slice(&self.hard_state_sequence.to_le_bytes());
-        out.extend_from_slice(&self.replay.sequence.to_le_bytes());
-        out.extend_from_slice(&self.replay.segment.0.to_le_bytes());
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Option<Self> {
-        let term = Term(reader.u64()?);
-        let voted = reader.u8()? == 1;
-        let vote = reader.u64()?;
-        let hard_state = HardState { term, vote: voted.then_some(vote), commit: Index(reader.u64()?) };
-        let hard_state_sequence = reader.u64()?;
-        let sequence = reader.u64()?;
-        let replay = Place { segment: SegmentId(reader.u64()?), sequence };
-        Some(Self { hard_state, hard_state_sequence, replay })
-    }
-}
-
-impl ShardRecord {
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.shard.0.to_le_bytes());
-        out.extend_from_slice(&self.replica.0.to_le_bytes());
-        out.extend_from_slice(&self.generation.to_le_bytes());
-        out.extend_from_slice(&self.applied.0.to_le_bytes());
-        out.extend_from_slice(&self.term.0.to_le_bytes());
-        self.tail.encode(out);
-        put_reason(out, self.suspect.as_deref());
-        match &self.meta {
-            MetaPlace::Inline { configuration, machine } => {
-                out.push(0);
-                put_string(out, configuration);
-                put_string(out, machine);
-            }
-            MetaPlace::File(file) => {
-                out.push(1);
-                out.extend_from_slice(&file.number.to_le_bytes());
-                out.extend_from_slice(&file.length.to_le_bytes());
-                out.extend_from_slice(&file.root.to_le_bytes());
-            }
-        }
-        put_runs(out, &self.runs);
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Option<Self> {
-        let shard = ShardId(reader.u32()?);
-        let replica = ReplicaId(reader.u64()?);
-        let generation = reader.u64()?;
-        let applied = Index(reader.u64()?);
-        let term = Term(reader.u64()?);
-        let tail = ReplayRecord::decode(reader)?;
-        let suspect = decode_reason(reader)?;
-        let meta = match reader.u8()? {
-            0 => MetaPlace::Inline {
-                configuration: Bytes::copy_from_slice(reader.string()?),
-                machine: Bytes::copy_from_slice(reader.string()?),
-            },
-            1 => {
-                let (number, length) = (reader.u64()?, reader.u64()?);
-                MetaPlace::File(MetaFileRecord { number, length, root: reader.u64()? })
-            }
-            _ => return None,
-        };
-        let runs = decode_runs(reader)?;
-        Some(Self { shard, replica, generation, applied, term, meta, runs, tail, suspect })
-    }
-
-    /// The meta data that stands in the manifest itself.
-    pub(crate) fn inline_meta(&self) -> Option<CheckpointMeta> {
-        let MetaPlace::Inline { configuration, machine } = &self.meta else { return None };
-        Some(CheckpointMeta {
-            applied: self.applied,
-            term: self.term,
-            configuration: configuration.clone(),
-            machine: machine.clone(),
-            generation: self.generation,
-        })
-    }
-}
 
 /// What never changes over a log's life; it stands in every frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -347,7 +126,7 @@ pub(crate) struct Manifest<R: Runtime> {
 }
 
 struct State<R: Runtime> {
-    shards: BTreeMap<ShardId, ShardRecord>,
+    contents: Contents,
     file: R::File,
     number: u64,
     file_bytes: usize,
@@ -362,29 +141,6 @@ pub(crate) struct Appender<'a, R: Runtime> {
     _pass: Pass,
 }
 
-/// Makes a change; false if it names a shard that is not there.
-pub(crate) fn apply(shards: &mut BTreeMap<ShardId, ShardRecord>, change: ManifestChange) -> bool {
-    match change {
-        ManifestChange::Put(record) => {
-            shards.insert(record.shard, *record);
-        }
-        ManifestChange::Advance(shard, tail) => match shards.get_mut(&shard) {
-            Some(record) => record.tail = tail,
-            None => return false,
-        },
-        ManifestChange::Remove(shard) => return shards.remove(&shard).is_some(),
-        ManifestChange::Runs(shard, runs) => match shards.get_mut(&shard) {
-            Some(record) => record.runs = runs,
-            None => return false,
-        },
-        ManifestChange::Suspect(shard, reason) => match shards.get_mut(&shard) {
-            Some(record) => record.suspect = reason,
-            None => return false,
-        },
-    }
-    true
-}
-
 impl<R: Runtime> Manifest<R> {
     pub(crate) fn path(directory: &Path, number: u64) -> PathBuf {
         directory.join(format!("{MANIFEST_PREFIX}{number}"))
@@ -392,7 +148,7 @@ impl<R: Runtime> Manifest<R> {
 
     /// Makes the manifest of a new log. Durable on return.
     pub(crate) async fn create(runtime: &R, directory: &Path, identity: LogIdentity) -> io::Result<Self> {
-        let state = write_whole(runtime, directory, identity, 1, 1, 0, BTreeMap::new()).await?;
+        let state = write_whole(runtime, directory, identity, 1, 1, 0, Contents::default()).await?;
         Ok(Self::with(directory, identity, state))
     }
 
@@ -405,32 +161,31 @@ impl<R: Runtime> Manifest<R> {
         }
     }
 
-    /// Reads the manifest; none if there is none, or only the beginnings of a first one. Changes nothing.
+    /// Reads the manifest; none if there is none, or only the beginnings of a first one, and no other file of a log.
+    /// Changes nothing.
     pub(crate) async fn load(runtime: &R, directory: &Path) -> Result<Option<Self>, OpenError> {
         let names = runtime.list_directory(directory).await.map_err(|e| OpenError::io(directory, e))?;
         let mut numbers: Vec<u64> =
             names.iter().filter_map(|name| number_after(name, MANIFEST_PREFIX)).collect();
         numbers.sort_unstable();
+        // The first manifest is durable before any other file is made.
+        let made_more = numbers.last().is_some_and(|number| *number > 1)
+            || names.iter().any(|name| {
+                number_after(name, crate::format::SEGMENT_PREFIX).is_some()
+                    || crate::checkpoint::parse_name(name).is_some()
+                    || crate::run::parse_name(name).is_some()
+            });
         while let Some(number) = numbers.pop() {
             let path = Self::path(directory, number);
             match load_file(runtime, &path, number).await? {
                 Some((identity, state)) => return Ok(Some(Self::with(directory, identity, state))),
                 // A crash while the file was being made: the one before it is still there and right.
                 None if !numbers.is_empty() => {}
-                None => {
-                    let made_more = names.iter().any(|name| {
-                        number > 1
-                            || number_after(name, crate::format::SEGMENT_PREFIX).is_some()
-                            || crate::checkpoint::parse_name(name).is_some()
-                            || crate::run::parse_name(name).is_some()
-                    });
-                    if made_more {
-                        return Err(damaged(&path, 0, "the manifest's first frame is invalid").into());
-                    }
-                }
+                None if made_more => return Err(lost(&path, 0, "the manifest's first frame is invalid")),
+                None => {}
             }
         }
-        Ok(None)
+        if made_more { Err(lost(directory, 0, "files of a log without a manifest")) } else { Ok(None) }
     }
 
     /// Removes manifest files other than the current one.
@@ -453,17 +208,31 @@ impl<R: Runtime> Manifest<R> {
 
     /// The shards as of the last durable frame.
     pub(crate) fn shards(&self) -> BTreeMap<ShardId, ShardRecord> {
-        self.state.borrow().shards.clone()
+        self.state.borrow().contents.shards.clone()
     }
 
     /// One shard's record.
     pub(crate) fn tail(&self, shard: ShardId) -> Option<ReplayRecord> {
-        self.state.borrow().shards.get(&shard).map(|record| record.tail)
+        self.state.borrow().contents.shards.get(&shard).map(|record| record.tail)
     }
 
     /// The segment where the replay of the shard that needs most of the log starts.
     pub(crate) fn oldest_needed(&self) -> Option<SegmentId> {
-        self.state.borrow().shards.values().map(|record| record.tail.replay.segment).min()
+        self.state.borrow().contents.shards.values().map(|record| record.tail.replay.segment).min()
+    }
+
+    /// The segments in use, as of the last durable frame; later ones may be.
+    pub(crate) fn lives(&self) -> BTreeSet<SegmentId> {
+        self.state.borrow().contents.lives.clone()
+    }
+
+    pub(crate) fn lists(&self, segment: SegmentId) -> bool {
+        self.state.borrow().contents.lives.contains(&segment)
+    }
+
+    /// See [`Contents::is_gone`].
+    pub(crate) fn is_gone(&self, segment: SegmentId) -> bool {
+        self.state.borrow().contents.is_gone(segment)
     }
 
     /// Waits for the right to append.
@@ -497,7 +266,7 @@ impl<R: Runtime> Appender<'_, R> {
         file.write_at(buffer, offset as u64).await?;
         let mut state = manifest.state.borrow_mut();
         for change in changes {
-            assert!(apply(&mut state.shards, change), "a manifest change names a shard that is there");
+            assert!(state.contents.apply(change), "a manifest change names what is there");
         }
         state.offset += frame.len();
         state.sequence += 1;
@@ -505,25 +274,59 @@ impl<R: Runtime> Appender<'_, R> {
         Ok(())
     }
 
+    /// Reads the file back. If it is not what was written, the next file is written from memory: false.
+    pub(crate) async fn verify(&self, runtime: &R) -> io::Result<bool> {
+        let manifest = self.manifest;
+        let (path, header) = {
+            let state = manifest.state.borrow();
+            let (number, sequence, previous) = (state.number, state.sequence, state.previous);
+            let offset = length_u32(state.offset);
+            let header =
+                FrameHeader { identity: manifest.identity, number, sequence, previous, offset, flags: 0 };
+            (Manifest::<R>::path(&manifest.directory, number), header)
+        };
+        let found = match load_file::<R>(runtime, &path, header.number).await {
+            Err(OpenError::Io { source, .. }) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(source);
+            }
+            Err(_) | Ok(None) => None,
+            Ok(Some((_, found))) => Some((found.offset, found.sequence, found.previous)),
+        };
+        if found == Some((header.offset as usize, header.sequence, header.previous)) {
+            return Ok(true);
+        }
+        tracing::error!(path = %path.display(), "the manifest is damaged, and written anew");
+        self.roll(runtime, header, Vec::new()).await?;
+        Ok(false)
+    }
+
     /// Starts the next file with the state after `changes`.
     async fn roll(&self, runtime: &R, header: FrameHeader, changes: Vec<ManifestChange>) -> io::Result<()> {
         let manifest = self.manifest;
-        let mut shards = manifest.shards();
+        let mut contents = manifest.state.borrow().contents.clone();
         for change in changes {
-            assert!(apply(&mut shards, change), "a manifest change names a shard that is there");
+            assert!(contents.apply(change), "a manifest change names what is there");
         }
         let number = header.number + 1;
         let (directory, identity) = (&manifest.directory, manifest.identity);
         let state =
-            write_whole(runtime, directory, identity, number, header.sequence, header.previous, shards)
+            write_whole(runtime, directory, identity, number, header.sequence, header.previous, contents)
                 .await?;
         // The old file goes before anything is appended to the new one: a stale manifest must never be the
         // only valid one.
-        runtime.remove_file(&Manifest::<R>::path(directory, header.number)).await?;
+        match runtime.remove_file(&Manifest::<R>::path(directory, header.number)).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         runtime.sync_directory(directory).await?;
         *manifest.state.borrow_mut() = state;
         Ok(())
     }
+}
+
+/// Length of a file whose first frame takes so many bytes, padding included.
+fn file_bytes(first_frame: usize) -> usize {
+    (first_frame * 4).next_power_of_two().max(FILE_BYTES_MIN)
 }
 
 async fn write_whole<R: Runtime>(
@@ -533,13 +336,12 @@ async fn write_whole<R: Runtime>(
     number: u64,
     sequence: u64,
     previous: u64,
-    shards: BTreeMap<ShardId, ShardRecord>,
+    contents: Contents,
 ) -> io::Result<State<R>> {
-    let changes: Vec<ManifestChange> =
-        shards.values().map(|record| ManifestChange::Put(Box::new(record.clone()))).collect();
+    let changes = contents.changes();
     let header = FrameHeader { identity, number, sequence, previous, offset: 0, flags: FLAG_WHOLE };
     let (frame, sum) = encode_frame(&header, &changes);
-    let file_bytes = (frame.len() * 4).next_power_of_two().max(FILE_BYTES_MIN);
+    let file_bytes = file_bytes(frame.len());
     let path = Manifest::<R>::path(directory, number);
     let file = runtime.open(&path, OpenOptions { write: true, create: true, durable_writes: false }).await?;
     let mut buffer = file.buffer(file_bytes);
@@ -550,13 +352,14 @@ async fn write_whole<R: Runtime>(
     runtime.sync_directory(directory).await?;
     let file = runtime.open(&path, OPEN).await?;
     let offset = frame.len();
-    Ok(State { shards, file, number, file_bytes, offset, sequence: sequence + 1, previous: sum })
+    Ok(State { contents, file, number, file_bytes, offset, sequence: sequence + 1, previous: sum })
 }
 
 const OPEN: OpenOptions = OpenOptions { write: true, create: false, durable_writes: true };
 
-fn damaged(path: &Path, offset: usize, what: &str) -> Corruption {
-    Corruption { file: path.to_owned(), offset: offset as u64, what: what.to_owned(), sequences: None }
+fn lost(path: &Path, offset: usize, what: &str) -> OpenError {
+    let (file, offset) = (path.to_owned(), offset as u64);
+    OpenError::ManifestLost(Corruption { file, offset, what: what.to_owned(), sequences: None })
 }
 
 /// Reads one manifest file. None if its first frame is not valid and no other frame is.
@@ -582,17 +385,21 @@ async fn load_file<R: Runtime>(
         frame.header.number == number && frame.header.offset == 0 && frame.header.flags & FLAG_WHOLE != 0
     });
     if let Some(version) = other_version(&bytes) {
-        let what = format!("it is of format version {version}; this version of Krita reads {FORMAT_VERSION}");
+        let what = OpenError::other_version(version);
         return Err(OpenError::Mismatch { path: path.to_owned(), what });
     }
     let Some(first) = first else {
         return match later_frame(0, 0) {
-            Some(_) => Err(damaged(path, 0, "the first frame is invalid, with valid ones behind it").into()),
+            Some(_) => Err(lost(path, 0, "the first frame is invalid, with valid ones behind it")),
             None => Ok(None),
         };
     };
+    // The file was written in full before it counted.
+    if bytes.len() < file_bytes(padded(first.length)) {
+        return Ok(None);
+    }
     let identity = first.header.identity;
-    let mut shards = BTreeMap::new();
+    let mut contents = Contents::default();
     let (mut offset, mut sequence, mut previous) = (0, first.header.sequence, first.header.previous);
     let mut next = Some(first);
     loop {
@@ -607,8 +414,8 @@ async fn load_file<R: Runtime>(
             break;
         }
         for change in frame.changes {
-            if !apply(&mut shards, change) {
-                return Err(damaged(path, offset, "a frame changes a shard that is not there").into());
+            if !contents.apply(change) {
+                return Err(lost(path, offset, "a frame changes what is not there"));
             }
         }
         offset += padded(frame.length);
@@ -618,15 +425,19 @@ async fn load_file<R: Runtime>(
     }
     if let Some(later) = later_frame(offset, sequence) {
         let what = format!("an invalid frame, with a valid one behind it at byte {later}");
-        return Err(damaged(path, offset, &what).into());
+        return Err(lost(path, offset, &what));
     }
-    let state = State { shards, file, number, file_bytes: bytes.len(), offset, sequence, previous };
+    let state = State { contents, file, number, file_bytes: bytes.len(), offset, sequence, previous };
     Ok(Some((identity, state)))
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::run::RunRecord;
+    use crate::types::{HardState, Index, Place, ReplicaId, Term};
 
     #[test]
     fn every_change_survives_its_codec() {
@@ -634,6 +445,7 @@ mod tests {
             hard_state: HardState { term: Term(3), vote: Some(9), commit: Index(7) },
             hard_state_sequence: 12,
             replay: Place { segment: SegmentId(4), sequence: 11 },
+            settled: Settled { from: 3, to: 5, before: 9 },
         };
         let run = |number| RunRecord { number, length: 8192, root: 5, items: 6 };
         let record = |meta| ShardRecord {
@@ -646,6 +458,7 @@ mod tests {
             runs: vec![run(8), run(7)],
             tail,
             suspect: Some("why".to_owned()),
+            damaged: true,
         };
         let inline =
             MetaPlace::Inline { configuration: Bytes::from_static(b"abc"), machine: Bytes::from_static(b"") };
@@ -657,6 +470,7 @@ mod tests {
             ManifestChange::Suspect(ShardId(5), None),
             ManifestChange::Runs(ShardId(5), vec![run(9)]),
             ManifestChange::Remove(ShardId(5)),
+            ManifestChange::Lives { used: vec![SegmentId(7), SegmentId(9)], gone: vec![SegmentId(3)] },
         ];
         let identity = LogIdentity { log: LogId(1), nonce: 99, segment_bytes: 1 << 20 };
         let header = FrameHeader { identity, number: 1, sequence: 8, previous: 9, offset: 4096, flags: 0 };

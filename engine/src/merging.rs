@@ -42,7 +42,8 @@ type Due<R> = (ShardId, Vec<Rc<Run<R>>>, bool);
 /// Runs to merge: those of the shard with most runs among all that are due.
 fn due<R: Runtime>(inner: &Inner<R>, failed: &[ShardId]) -> Option<Due<R>> {
     let shards = inner.shards.borrow();
-    let able = shards.iter().filter(|(id, shard)| !shard.closing && !failed.contains(id));
+    let able =
+        shards.iter().filter(|(id, shard)| !shard.closing && shard.damaged.is_none() && !failed.contains(id));
     let due = able.filter_map(|(id, shard)| {
         let sizes: Vec<u64> = shard.index.runs().iter().map(|run| run.record().length).collect();
         Some((sizes.len(), *id, merge_plan(&sizes)?))

@@ -46,6 +46,7 @@ pub(crate) fn start<R: Runtime>(
     let pass = inner.gate(shard).try_enter().ok_or_else(busy)?;
     let mut shards = inner.shards.borrow_mut();
     let state = shards.get_mut(&shard).ok_or(LogError::UnknownShard(shard))?;
+    state.check_whole()?;
     assert_eq!(meta.applied, state.applied, "a checkpoint is of the last applied entry");
     let active = state.index.memtables().next().expect("there is always an active memtable");
     if !active.is_empty() {
@@ -187,6 +188,7 @@ pub(crate) async fn run<R: Runtime>(inner: &Rc<Inner<R>>, started: Started) -> R
             runs: new.chain(state.run_records()).collect(),
             tail: inner.tail_behind(shard, state, started.meta.applied),
             suspect: state.suspect.clone(),
+            damaged: false,
         }))]
     };
     let then = || {

@@ -42,10 +42,10 @@ impl<R: Runtime> Inner<R> {
         length: u32,
     ) -> Result<Bytes, ReadError> {
         let Some(file) = self.segments.borrow().used.get(&segment).cloned() else {
-            if self.reclaiming.borrow().was_missing(segment) {
-                return Err(self.corruption(segment, offset, format!("no file holds {segment}")).into());
+            if self.manifest.is_gone(segment) {
+                return Err(ReadError::Stale);
             }
-            return Err(ReadError::Stale);
+            return Err(self.corruption(segment, offset, format!("no file holds {segment}")).into());
         };
         let read = file.file.read_at(u64::from(offset), length as usize).await;
         let bytes = read.map_err(|error| ReadError::Io {
@@ -248,7 +248,9 @@ async fn read_wanted<R: Runtime>(
             };
             if record::decode(&record, inner.nonce()).is_none_or(|(header, _)| header != expected) {
                 let what = format!("{shard}: the record of entry {} is damaged", wanted.index);
-                return Err(inner.corruption(expected.segment, expected.offset, what).into());
+                let corruption = inner.corruption(expected.segment, expected.offset, what);
+                inner.report_entry(shard, wanted.index, &corruption);
+                return Err(corruption.into());
             }
             payloads[piece.wanted].push(record.slice(RECORD_HEADER_BYTES..));
         }

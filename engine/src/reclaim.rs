@@ -14,7 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use krita_runtime::Runtime;
 
 use crate::epochs::EpochNumber;
+use crate::error::LogError;
 use crate::inner::Inner;
+use crate::manifest::ManifestChange;
 use crate::types::{SegmentId, ShardId};
 
 /// A segment from which everything alive has been moved.
@@ -26,26 +28,14 @@ struct Evacuation {
 }
 
 /// What is known of segments on their way to be used again.
+#[derive(Default)]
 pub(crate) struct Reclaiming {
     /// Segments that no layer needs, and the epoch that was closed when this was found.
     dead: BTreeMap<SegmentId, EpochNumber>,
     evacuated: BTreeMap<SegmentId, Evacuation>,
-    /// The newest segment when the log was opened, and those that were there.
-    opened_at: SegmentId,
-    present: BTreeSet<SegmentId>,
 }
 
 impl Reclaiming {
-    pub(crate) fn new(newest: SegmentId, present: impl Iterator<Item = SegmentId>) -> Self {
-        let present = present.collect();
-        Self { dead: BTreeMap::new(), evacuated: BTreeMap::new(), opened_at: newest, present }
-    }
-
-    /// Whether a segment was gone already when the log was opened: a slot that counts and leads there is damage.
-    pub(crate) fn was_missing(&self, segment: SegmentId) -> bool {
-        segment <= self.opened_at && !self.present.contains(&segment)
-    }
-
     /// Evacuated segments that wait for a checkpoint of this shard.
     pub(crate) fn waiting_for(&self, shard: ShardId) -> Vec<SegmentId> {
         let waiting = self.evacuated.iter().filter(|(_, evacuation)| evacuation.waiting.contains(&shard));
@@ -126,22 +116,65 @@ impl<R: Runtime> Inner<R> {
         }
     }
 
-    /// Turns dead segments into spare ones.
-    pub(crate) fn reclaim(&self) {
+    /// Turns dead segments into spare ones. The manifest says first that they are not in use any more: a segment that it
+    /// lists and no file holds is damage.
+    pub(crate) async fn reclaim(&self) -> Result<(), LogError> {
         self.give_up_floors();
+        if self.dead_segments().is_empty() {
+            return Ok(());
+        }
+        let gone = || self.lives_change(&self.dead_segments()).into_iter().collect();
+        self.publish(gone, || {}).await?;
+        let dead = self.dead_segments();
+        for segment in dead.into_iter().filter(|segment| self.manifest.is_gone(*segment)) {
+            self.recycle(segment);
+        }
+        Ok(())
+    }
+
+    /// Names segments that were put to use, and of `gone` those that are not in use any more; none if the manifest knows.
+    pub(crate) fn lives_change(&self, gone: &[SegmentId]) -> Option<ManifestChange> {
+        let listed = self.manifest.lives();
+        let segments = self.segments.borrow();
+        let new = segments.used.keys().filter(|life| listed.last().is_none_or(|newest| *life > newest));
+        let used: Vec<SegmentId> = new.copied().filter(|life| !gone.contains(life)).collect();
+        let gone: Vec<SegmentId> = gone.iter().copied().filter(|life| listed.contains(life)).collect();
+        (!used.is_empty() || !gone.is_empty()).then_some(ManifestChange::Lives { used, gone })
+    }
+
+    fn recycle(&self, segment: SegmentId) {
+        for shard in self.shards.borrow_mut().values_mut() {
+            shard.forget_segment(segment);
+        }
+        {
+            let mut reclaiming = self.reclaiming.borrow_mut();
+            reclaiming.dead.remove(&segment);
+            reclaiming.evacuated.remove(&segment);
+        }
+        let mut segments = self.segments.borrow_mut();
+        // A segment without a file has nothing to give.
+        if let Some(file) = segments.used.remove(&segment) {
+            segments.spare.push_back(file);
+            self.statistics.borrow_mut().segments_recycled += 1;
+        }
+    }
+
+    /// Segments that nothing and nobody needs.
+    fn dead_segments(&self) -> Vec<SegmentId> {
         let oldest = self.oldest_needed();
         let unfinished = self.log.borrow().unfinished_segments();
-        let mut shards = self.shards.borrow_mut();
+        let shards = self.shards.borrow();
         let mut in_memory: BTreeSet<SegmentId> = BTreeSet::new();
         for memtable in shards.values().flat_map(|shard| shard.index.memtables()) {
             in_memory.extend(memtable.segments().keys().copied());
         }
-        let mut segments = self.segments.borrow_mut();
+        let mut candidates = self.manifest.lives();
+        candidates.extend(self.segments.borrow().used.keys());
         let mut reclaiming = self.reclaiming.borrow_mut();
-        let Reclaiming { dead, evacuated, .. } = &mut *reclaiming;
+        let Reclaiming { dead, evacuated } = &mut *reclaiming;
         let mut closed = None;
         let mut free = Vec::new();
-        for segment in segments.used.range(..oldest).map(|(segment, _)| *segment) {
+        for segment in candidates.range(..oldest).copied() {
             let since = match evacuated.get(&segment) {
                 Some(evacuation) => evacuation.since,
                 None if self.lives.is_pinned(segment) || in_memory.contains(&segment) => {
@@ -159,15 +192,9 @@ impl<R: Runtime> Inner<R> {
                 free.push(segment);
             }
         }
-        for segment in free {
-            for shard in shards.values_mut() {
-                shard.forget_segment(segment);
-            }
-            dead.remove(&segment);
-            evacuated.remove(&segment);
-            let file = segments.used.remove(&segment).expect("it was just listed");
-            segments.spare.push_back(file);
-            self.statistics.borrow_mut().segments_recycled += 1;
-        }
+        // What the manifest says is gone, and no file holds, is done with.
+        dead.retain(|segment, _| candidates.contains(segment));
+        evacuated.retain(|segment, _| candidates.contains(segment));
+        free
     }
 }

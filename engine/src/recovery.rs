@@ -2,39 +2,34 @@
 //!
 //! The time that this takes grows with what was written since the checkpoints, not with the data.
 //!
-//! The rule that everything hangs on. One batch is in flight at a time, so only the last can be torn:
-//!
-//! - an invalid batch with nothing valid behind it, here or in a later segment, was never acknowledged and is
-//!   cut off;
-//! - an invalid batch with a valid one behind it, or one that the manifest knows to have been durable, is
-//!   corruption, and nothing on disk is touched.
+//! Nothing on disk is touched until all was read and judged. What is damaged makes the shards suspect that it hits, and
+//! no others (`salvage`); only a log whose manifest is lost, or that is somebody else's, is refused.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use krita_runtime::{File, Runtime};
 
-use crate::batch::{self, BATCH_HEADER_BYTES, CheckedHeader};
+use crate::chain::{End, Expected, Met, UsedSegment, Walker};
 use crate::checkpoint::{self, CheckpointIdentity};
 use crate::epochs::Epochs;
 use crate::error::{Corruption, OpenError, ReadError};
-use crate::format::{BLOCK, CHECKPOINT_PREFIX, MANIFEST_PREFIX, SEGMENT_PREFIX, number_after, padded};
+use crate::format::{BLOCK, CHECKPOINT_PREFIX, MANIFEST_PREFIX, SEGMENT_PREFIX, number_after};
 use crate::index::ShardIndex;
 use crate::log::Head;
 use crate::manifest::{LogIdentity, Manifest, MetaPlace, ShardRecord};
-use crate::record::{self, record_bytes};
 use crate::replay::Replaying;
 use crate::run::{self, RUN_PREFIX, Run, RunCaches, RunIdentity, RunRecord};
-use crate::segment::{self, SEGMENT_BODY, SEGMENT_OPEN, SegmentFile, SegmentHeader, Segments};
+use crate::salvage::{Judged, judge, write_header};
+use crate::segment::{SEGMENT_OPEN, SegmentFile, SegmentHeader, Segments};
 use crate::shard::Shard;
-use crate::types::{Options, Place, SegmentId, ShardId};
+use crate::types::{CheckpointMeta, Options, Place, SegmentId, ShardId};
 
-/// Bytes that the scan reads at once.
-const WINDOW_BYTES: usize = 1 << 20;
+/// A shard's runs, newest first; or what is wrong with one of them.
+type Opened<R> = Result<Vec<Rc<Run<R>>>, Corruption>;
 
 /// Runs that are opened at once.
 const RUNS_AT_ONCE: usize = 16;
@@ -85,7 +80,8 @@ pub(crate) async fn recover<R: Runtime>(runtime: &R, options: &Options) -> Resul
     }
     let run_caches = RunCaches::new(options.block_cache_bytes, options.filter_bytes);
     let (nonce, epochs) = (manifest.identity.nonce, Rc::default());
-    let recovery = Recovery { runtime, options, nonce, manifest, epochs, run_caches };
+    let newest_known = SegmentId(0);
+    let recovery = Recovery { runtime, options, nonce, manifest, epochs, run_caches, newest_known };
     recovery.run().await
 }
 
@@ -117,81 +113,58 @@ async fn refuse_foreign<R: Runtime>(runtime: &R, directory: &Path) -> Result<(),
     }
 }
 
-struct Recovery<'a, R: Runtime> {
-    runtime: &'a R,
-    options: &'a Options,
-    nonce: u64,
-    manifest: Manifest<R>,
+/// A log being opened.
+pub(crate) struct Recovery<'a, R: Runtime> {
+    pub(crate) runtime: &'a R,
+    pub(crate) options: &'a Options,
+    pub(crate) nonce: u64,
+    pub(crate) manifest: Manifest<R>,
     epochs: Rc<Epochs>,
     run_caches: Rc<RunCaches>,
+    /// Segments that something durable points into are at most this new.
+    newest_known: SegmentId,
 }
 
-/// Segment files by what their headers say.
+/// Segment files by what they hold.
 struct Found<R: Runtime> {
-    used: BTreeMap<SegmentId, (SegmentFile<R>, SegmentHeader)>,
+    used: BTreeMap<SegmentId, UsedSegment<R>>,
     spare: VecDeque<SegmentFile<R>>,
-    /// Whole files whose header is invalid.
-    doubtful: Vec<SegmentFile<R>>,
+    /// Files whose header is invalid, and their lengths.
+    doubtful: Vec<(SegmentFile<R>, u64)>,
+    /// Files in use that are too short.
+    short: Vec<SegmentFile<R>>,
+    /// Valid headers to be written where an invalid one is.
+    headers: Vec<(SegmentFile<R>, SegmentHeader)>,
     orphans: Vec<PathBuf>,
     next_file: u32,
 }
 
-/// Where the chain of batches has come to.
-struct Chain {
-    segment: SegmentId,
-    offset: u32,
-    /// The next batch's number, and the checksum it must name.
-    sequence: u64,
-    previous: u64,
-}
-
-/// Reads a segment through a window.
-struct Window<R: Runtime> {
-    file: SegmentFile<R>,
-    path: PathBuf,
-    bytes: Bytes,
-    start: usize,
-}
-
-impl<R: Runtime> Window<R> {
-    /// `length` bytes at `offset`, fewer at the end of the file.
-    async fn get(&mut self, offset: usize, length: usize) -> Result<Bytes, OpenError> {
-        if offset < self.start || offset + length > self.start + self.bytes.len() {
-            let want = length.max(WINDOW_BYTES);
-            let read = self.file.file.read_at(offset as u64, want).await;
-            self.bytes = read.map_err(|error| OpenError::io(&self.path, error))?;
-            self.start = offset;
-        }
-        let from = offset - self.start;
-        Ok(self.bytes.slice(from..(from + length).min(self.bytes.len())))
-    }
-}
-
 impl<R: Runtime> Recovery<'_, R> {
-    async fn run(self) -> Result<Recovered<R>, OpenError> {
+    async fn run(mut self) -> Result<Recovered<R>, OpenError> {
         let mut found = self.find_segments().await?;
-        let records = self.manifest.shards();
-        self.adopt(&mut found, &records).await?;
-        self.check_references(&found, &records)?;
-        let mut replaying = self.load_checkpoints(records).await?;
+        self.identify(&mut found).await?;
+        let mut replaying = self.load_checkpoints(self.manifest.shards()).await?;
         self.check_room(&found).await?;
-        let chain = self.scan(&found, &mut replaying).await?;
-        let shards = self.settle(&chain, replaying)?;
-        let orphans = self.orphans(&shards, &mut found).await?;
-        self.finish(found, chain, shards, orphans).await
+        self.newest_known = self.newest_referred(&replaying);
+        let end = self.scan(&found, &mut replaying).await?;
+        let judged: Vec<Judged<R>> = replaying.into_values().map(judge).collect();
+        let orphans = self.orphans(&judged, &mut found).await?;
+        self.finish(found, end, judged, orphans).await
     }
 
-    fn path(&self, number: u32) -> PathBuf {
-        Segments::<R>::path(&self.options.directory, number)
+    /// Segments that something durable points into are at most this new.
+    pub(crate) fn newest_known(&self) -> SegmentId {
+        self.newest_known
     }
 
-    fn window(&self, file: &SegmentFile<R>) -> Window<R> {
-        let path = self.path(file.number);
-        Window { file: file.clone(), path, bytes: Bytes::new(), start: 0 }
-    }
-
-    fn damaged(&self, number: u32, offset: usize, what: String, sequences: Option<(u64, u64)>) -> OpenError {
-        Corruption { file: self.path(number), offset: offset as u64, what, sequences }.into()
+    fn walker(&self) -> Walker<'_, R> {
+        Walker {
+            runtime: self.runtime,
+            directory: &self.options.directory,
+            log: self.options.log,
+            nonce: self.nonce,
+            segment_bytes: self.manifest.identity.segment_bytes,
+        }
     }
 
     async fn find_segments(&self) -> Result<Found<R>, OpenError> {
@@ -201,8 +174,10 @@ impl<R: Runtime> Recovery<'_, R> {
             used: BTreeMap::new(),
             spare: VecDeque::new(),
             doubtful: Vec::new(),
+            short: Vec::new(),
+            headers: Vec::new(),
             orphans: Vec::new(),
-            next_file: 0,
+            next_file: 1,
         };
         for name in names {
             let Some(number) = number_after(&name, SEGMENT_PREFIX).and_then(|n| u32::try_from(n).ok()) else {
@@ -215,33 +190,79 @@ impl<R: Runtime> Recovery<'_, R> {
     }
 
     async fn find_segment(&self, number: u32, found: &mut Found<R>) -> Result<(), OpenError> {
-        let path = self.path(number);
+        let path = Segments::<R>::path(&self.options.directory, number);
         let failed = |error| OpenError::io(&path, error);
         let file = self.runtime.open(&path, SEGMENT_OPEN).await.map_err(failed)?;
         let length = file.length().await.map_err(failed)?;
-        let block = file.read_at(0, BLOCK as usize).await.map_err(failed)?;
+        // What cannot be read is damaged.
+        let block = file.read_at(0, BLOCK as usize).await.unwrap_or_default();
         let file = SegmentFile { number, file };
-        let header = SegmentHeader::decode(&block, self.nonce);
-        let whole = length == u64::from(self.manifest.identity.segment_bytes);
-        match header {
-            Some(header) if (header.log, header.file) != (self.options.log, number) => {
-                let what = format!("the header of file {} of {} is here", header.file, header.log);
-                return Err(self.damaged(number, 0, what, None));
+        if let Some(version) = SegmentHeader::other_version(&block, self.nonce) {
+            let what = OpenError::other_version(version);
+            return Err(OpenError::Mismatch { path, what });
+        }
+        let whole = length >= u64::from(self.manifest.identity.segment_bytes);
+        // A header that names another file, or a life that another file has, was meant for another place.
+        let header = SegmentHeader::decode(&block, self.nonce).filter(|header| {
+            (header.log, header.file) == (self.options.log, number)
+                && !found.used.contains_key(&header.segment)
+        });
+        let Some(header) = header else {
+            found.doubtful.push((file, length));
+            return Ok(());
+        };
+        if header.segment == SegmentId(0) || self.manifest.is_gone(header.segment) {
+            if whole {
+                found.spare.push_back(file);
+            } else {
+                found.orphans.push(path);
             }
-            Some(_) if !whole => {
-                let what = format!("it is {length} bytes long");
-                return Err(self.damaged(number, 0, what, None));
-            }
-            Some(header) if header.segment == SegmentId(0) => found.spare.push_back(file),
-            Some(header) => {
-                if found.used.insert(header.segment, (file, header)).is_some() {
-                    let what = format!("{} is in two files", header.segment);
-                    return Err(self.damaged(number, 0, what, None));
+            return Ok(());
+        }
+        if !whole {
+            tracing::error!(path = %path.display(), length, segment = %header.segment, "a segment was cut short");
+            found.short.push(file.clone());
+        }
+        found.used.insert(header.segment, UsedSegment { file, header: Some(header), length });
+        Ok(())
+    }
+
+    /// Finds out what the files with invalid headers are: segments in use, or such that a crash left while they were
+    /// made or put to use.
+    async fn identify(&self, found: &mut Found<R>) -> Result<(), OpenError> {
+        let lives = self.manifest.lives();
+        let mut unknown = Vec::new();
+        let is_whole = |length| length >= u64::from(self.manifest.identity.segment_bytes);
+        for (file, length) in std::mem::take(&mut found.doubtful) {
+            let identified = self.walker().identify(&file).await?;
+            match identified {
+                Some((segment, header))
+                    if !self.manifest.is_gone(segment) && !found.used.contains_key(&segment) =>
+                {
+                    tracing::error!(log = %self.options.log, file = file.number, %segment, "a damaged segment header");
+                    found.headers.extend(header.map(|header| (file.clone(), header)));
+                    if !is_whole(length) {
+                        found.short.push(file.clone());
+                    }
+                    found.used.insert(segment, UsedSegment { file, header, length });
                 }
+                Some(_) | None => unknown.push((file, is_whole(length))),
             }
-            // A crash while the file was being made, or put to use.
-            None if whole => found.doubtful.push(file),
-            None => found.orphans.push(path),
+        }
+        let missing: Vec<SegmentId> =
+            lives.into_iter().filter(|life| !found.used.contains_key(life)).collect();
+        for segment in &missing {
+            tracing::error!(log = %self.options.log, %segment, "no file holds a segment that is in use");
+        }
+        for (file, whole) in unknown {
+            match (missing.is_empty(), whole) {
+                (true, true) => found.spare.push_back(file),
+                (true, false) => {
+                    found.orphans.push(Segments::<R>::path(&self.options.directory, file.number));
+                }
+                // It may be what is missing: it stays aside.
+                (false, true | false) => {}
+            }
         }
         Ok(())
     }
@@ -258,65 +279,14 @@ impl<R: Runtime> Recovery<'_, R> {
         Ok(())
     }
 
-    /// A segment with a damaged header that no replay needs may hold values still: its first batch tells its life. An
-    /// earlier life, if a crash tore the header while the file was put to use, is known to be dead soon enough.
-    async fn adopt(
-        &self,
-        found: &mut Found<R>,
-        records: &BTreeMap<ShardId, ShardRecord>,
-    ) -> Result<(), OpenError> {
-        let starts = records.values().map(|record| record.tail.replay.segment);
-        let Some(oldest) = starts.min() else { return Ok(()) };
-        for file in std::mem::take(&mut found.doubtful) {
-            let head = self.window(&file).get(SEGMENT_BODY as usize, BATCH_HEADER_BYTES).await?;
-            let first =
-                batch::decode_header(&head, self.nonce).map(|checked| checked.header).filter(|batch| {
-                    let here = (batch.log, batch.offset) == (self.options.log, SEGMENT_BODY);
-                    here && batch.segment < oldest && !found.used.contains_key(&batch.segment)
-                });
-            let Some(first) = first else {
-                found.doubtful.push(file);
-                continue;
-            };
-            let (file_number, segment) = (file.number, first.segment);
-            tracing::warn!(log = %self.options.log, %segment, file_number, "a segment's header is damaged");
-            let header = SegmentHeader {
-                log: self.options.log,
-                file: file.number,
-                segment,
-                first_sequence: first.sequence,
-                previous: first.previous,
-            };
-            found.used.insert(segment, (file, header));
-        }
-        Ok(())
-    }
-
-    /// Every segment in which a replay starts must be there. Whether those are that slots point into is found out
-    /// when they are read: runs may hold slots that newer ones hide, and whose segments were used again.
-    fn check_references(
-        &self,
-        found: &Found<R>,
-        records: &BTreeMap<ShardId, ShardRecord>,
-    ) -> Result<(), OpenError> {
-        for record in records.values() {
-            let segment = record.tail.replay.segment;
-            if !found.used.contains_key(&segment) {
-                let what = format!("{} needs {segment}, which no file holds", record.shard);
-                let file = self.options.directory.clone();
-                return Err(Corruption { file, offset: 0, what, sequences: None }.into());
-            }
-        }
-        Ok(())
-    }
-
     /// Opens every shard's runs, some at once, and reads the meta data. No slot is read: the time that this takes
     /// grows with the runs' filters and block indexes.
     async fn load_checkpoints(
         &self,
         records: BTreeMap<ShardId, ShardRecord>,
     ) -> Result<BTreeMap<ShardId, Replaying<R>>, OpenError> {
-        let all = records.values().flat_map(|record| record.runs.iter().map(|run| (record.shard, *run)));
+        let sound = records.values().filter(|record| !record.damaged);
+        let all = sound.flat_map(|record| record.runs.iter().map(|run| (record.shard, *run)));
         let all: Vec<(ShardId, RunRecord)> = all.collect();
         let opening = all.iter().map(|(shard, run)| async move {
             let (log, number, nonce) = (self.options.log, run.number, self.nonce);
@@ -325,54 +295,87 @@ impl<R: Runtime> Recovery<'_, R> {
         });
         // All of them come to their end, whatever fails: a read in flight is not dropped.
         let opened: Vec<_> = stream::iter(opening).buffered(RUNS_AT_ONCE).collect().await;
-        let mut runs: BTreeMap<ShardId, Vec<Rc<Run<R>>>> = BTreeMap::new();
+        let mut runs: BTreeMap<ShardId, Opened<R>> = BTreeMap::new();
         for ((shard, _), run) in all.iter().zip(opened) {
-            runs.entry(*shard).or_default().push(run.map_err(|error| self.open_error(error))?);
+            let run = self.damage(run)?;
+            let of_shard = runs.entry(*shard).or_insert_with(|| Ok(Vec::new()));
+            match (of_shard.as_mut(), run) {
+                (Ok(runs), Ok(run)) => runs.push(run),
+                (Ok(_), Err(corruption)) => *of_shard = Err(corruption),
+                (Err(_), _) => {}
+            }
         }
         let mut replaying = BTreeMap::new();
         for (id, record) in records {
-            let runs = runs.remove(&id).unwrap_or_default();
+            let runs = runs.remove(&id).unwrap_or_else(|| Ok(Vec::new()));
             replaying.insert(id, self.load_checkpoint(record, runs).await?);
         }
         Ok(replaying)
     }
 
-    async fn load_checkpoint(
-        &self,
-        record: ShardRecord,
-        runs: Vec<Rc<Run<R>>>,
-    ) -> Result<Replaying<R>, OpenError> {
+    async fn load_checkpoint(&self, record: ShardRecord, runs: Opened<R>) -> Result<Replaying<R>, OpenError> {
+        let directory = &self.options.directory;
         let meta = match &record.meta {
-            MetaPlace::Inline { .. } => record.inline_meta().unwrap_or_default(),
+            MetaPlace::Inline { .. } => Ok(record.inline_meta().unwrap_or_default()),
             MetaPlace::File(file) => {
                 let (log, shard, number, nonce) = (self.options.log, record.shard, file.number, self.nonce);
                 let identity = CheckpointIdentity { log, shard, number, nonce };
-                let read = checkpoint::read(self.runtime, &self.options.directory, identity, *file).await;
-                read.map_err(|error| self.open_error(error))?
+                self.damage(checkpoint::read(self.runtime, directory, identity, *file).await)?
             }
         };
-        if (meta.applied, meta.term, meta.generation) != (record.applied, record.term, record.generation) {
-            let file = self.options.directory.clone();
-            let what = format!("the checkpoint of {} is not the published one", record.shard);
-            return Err(Corruption { file, offset: 0, what, sequences: None }.into());
-        }
+        let known = (record.applied, record.term, record.generation);
+        let corruption =
+            |what: String| Corruption { file: directory.clone(), offset: 0, what, sequences: None };
+        let meta = meta.and_then(|meta| {
+            let right = (meta.applied, meta.term, meta.generation) == known;
+            let what = || corruption(format!("the checkpoint of {} is not the published one", record.shard));
+            if right { Ok(meta) } else { Err(what()) }
+        });
+        let mut damaged = record.damaged.then(|| {
+            let since = record.suspect.as_deref().unwrap_or_default();
+            corruption(format!("{} was found damaged: {since}", record.shard))
+        });
+        let (runs, meta) = match (runs, meta) {
+            (Ok(runs), Ok(meta)) => (runs, meta),
+            (Err(found), meta) => {
+                damaged.get_or_insert(found);
+                (Vec::new(), meta.unwrap_or_else(|_| known_meta(&record)))
+            }
+            (Ok(_), Err(found)) => {
+                damaged.get_or_insert(found);
+                (Vec::new(), known_meta(&record))
+            }
+        };
         let index = ShardIndex::new(self.runtime, &self.epochs, runs);
         let mut shard = Shard::new(record.replica, record.tail.hard_state, meta, None, index);
-        shard.suspect = record.suspect.clone();
-        Ok(Replaying { shard, record, partial: None })
+        shard.suspect.clone_from(&record.suspect);
+        shard.settled = record.tail.settled;
+        shard.damaged = damaged;
+        Ok(Replaying::new(shard, record))
     }
 
-    fn open_error(&self, error: ReadError) -> OpenError {
-        match error {
-            ReadError::Corruption(corruption) => corruption.into(),
-            ReadError::Io { file, what } => OpenError::Io { path: file, source: io::Error::other(what) },
-            ReadError::UnknownShard(_)
-            | ReadError::Compacted { .. }
-            | ReadError::Stale
-            | ReadError::Closed => {
-                OpenError::io(&self.options.directory, io::Error::other(error.to_string()))
+    /// Tells damage, which hits one shard, from a machine that refuses.
+    fn damage<T>(&self, read: Result<T, ReadError>) -> Result<Result<T, Corruption>, OpenError> {
+        match read {
+            Ok(read) => Ok(Ok(read)),
+            Err(ReadError::Corruption(corruption)) => Ok(Err(corruption)),
+            Err(ReadError::Io { file, what }) => {
+                Err(OpenError::Io { path: file, source: io::Error::other(what) })
             }
+            Err(
+                error @ (ReadError::UnknownShard(_)
+                | ReadError::Compacted { .. }
+                | ReadError::Stale
+                | ReadError::Closed),
+            ) => Err(OpenError::io(&self.options.directory, io::Error::other(error.to_string()))),
         }
+    }
+
+    fn newest_referred(&self, shards: &BTreeMap<ShardId, Replaying<R>>) -> SegmentId {
+        let replays = shards.values().map(|shard| shard.record.tail.replay.segment);
+        let runs = shards.values().flat_map(|shard| shard.shard.index.runs());
+        let slots = runs.filter_map(|run| run.segments().last_key_value().map(|(segment, _)| *segment));
+        replays.chain(slots).chain(self.manifest.lives()).max().unwrap_or_default()
     }
 
     /// Follows the chain from the first segment that a shard needs to the end of the log.
@@ -380,207 +383,37 @@ impl<R: Runtime> Recovery<'_, R> {
         &self,
         found: &Found<R>,
         shards: &mut BTreeMap<ShardId, Replaying<R>>,
-    ) -> Result<Chain, OpenError> {
-        let Some(newest) = found.used.keys().next_back().copied() else {
-            let chain = Chain { segment: SegmentId(0), offset: 0, sequence: 1, previous: 0 };
-            self.no_later_batch(found, &chain).await?;
-            return Ok(chain);
+    ) -> Result<End, OpenError> {
+        let tails = || shards.values().map(|shard| shard.record.tail);
+        let newest = found.used.keys().next_back().copied().unwrap_or_default();
+        let oldest = tails().map(|tail| tail.replay.segment).min().unwrap_or(newest);
+        let durable =
+            tails().map(|tail| tail.hard_state_sequence.max(tail.replay.sequence.saturating_sub(1)));
+        let expected = Expected { oldest, newest: self.newest_known, sequence: durable.max().unwrap_or(0) };
+        let mut visit = |met: Met<'_>| match met {
+            Met::Gap(gap) => {
+                tracing::error!(log = %self.options.log, corruption = %gap.corruption, "a part of the log is missing");
+                shards.values_mut().for_each(|shard| shard.meet(gap));
+            }
+            Met::Batch(checked, records) => {
+                let place = Place { sequence: checked.header.sequence, segment: checked.header.segment };
+                for (record, payload) in records {
+                    if let Some(shard) = shards.get_mut(&record.shard) {
+                        shard.replay(record, payload, place);
+                    }
+                }
+            }
         };
-        let starts = shards.values().map(|shard| shard.record.tail.replay.segment);
-        let oldest = starts.min().unwrap_or(newest);
-        let mut chain: Option<Chain> = None;
-        for number in oldest.0..=newest.0 {
-            let id = SegmentId(number);
-            let Some((file, header)) = found.used.get(&id) else {
-                let what = format!("{id} is missing, with {newest} behind it");
-                let file = self.options.directory.clone();
-                return Err(Corruption { file, offset: 0, what, sequences: None }.into());
-            };
-            if let Some(before) = chain
-                && (before.sequence, before.previous) != (header.first_sequence, header.previous)
-            {
-                let number = found.used[&before.segment].0.number;
-                let what = format!("an invalid batch, with {id} behind it");
-                let sequences = Some((before.sequence, header.first_sequence.saturating_sub(1)));
-                return Err(self.damaged(number, before.offset as usize, what, sequences));
-            }
-            let mut next = Chain {
-                segment: id,
-                offset: SEGMENT_BODY,
-                sequence: header.first_sequence,
-                previous: header.previous,
-            };
-            self.scan_segment(file, &mut next, shards).await?;
-            chain = Some(next);
-        }
-        let chain = chain.expect("the newest segment is in the range");
-        self.no_later_batch(found, &chain).await?;
-        Ok(chain)
+        self.walker().walk(&found.used, expected, &mut visit).await
     }
 
-    async fn scan_segment(
-        &self,
-        file: &SegmentFile<R>,
-        chain: &mut Chain,
-        shards: &mut BTreeMap<ShardId, Replaying<R>>,
-    ) -> Result<(), OpenError> {
-        let mut window = self.window(file);
-        while let Some((checked, batch)) = self.next_batch(&mut window, chain).await? {
-            self.replay_batch(file.number, &checked, &batch, shards)?;
-            chain.offset += padded(batch.len()) as u32;
-            chain.sequence += 1;
-            chain.previous = checked.checksum;
-            self.runtime.pause().await;
-        }
-        Ok(())
-    }
-
-    /// The batch at the end of the chain, if it is there and whole.
-    async fn next_batch(
-        &self,
-        window: &mut Window<R>,
-        chain: &Chain,
-    ) -> Result<Option<(CheckedHeader, Bytes)>, OpenError> {
-        let segment_bytes = self.manifest.identity.segment_bytes;
-        if chain.offset >= segment_bytes {
-            return Ok(None);
-        }
-        let head = window.get(chain.offset as usize, BATCH_HEADER_BYTES).await?;
-        let Some(checked) = batch::decode_header(&head, self.nonce) else { return Ok(None) };
-        let header = checked.header;
-        let follows = header.log == self.options.log
-            && header.segment == chain.segment
-            && header.offset == chain.offset
-            && header.sequence == chain.sequence
-            && header.previous == chain.previous
-            && u64::from(header.offset) + u64::from(header.length) <= u64::from(segment_bytes);
-        if !follows {
-            return Ok(None);
-        }
-        let bytes = window.get(chain.offset as usize, header.length as usize).await?;
-        let whole = bytes.len() == header.length as usize
-            && batch::body_matches(&checked, &bytes[BATCH_HEADER_BYTES..], self.nonce);
-        Ok(whole.then_some((checked, bytes)))
-    }
-
-    fn replay_batch(
-        &self,
-        number: u32,
-        checked: &CheckedHeader,
-        batch: &Bytes,
-        shards: &mut BTreeMap<ShardId, Replaying<R>>,
-    ) -> Result<(), OpenError> {
-        let header = &checked.header;
-        let place = Place { sequence: header.sequence, segment: header.segment };
-        let mut position = BATCH_HEADER_BYTES;
-        let sequences = Some((header.sequence, header.sequence));
-        let damaged = |position: usize, what: &str| {
-            let offset = header.offset as usize + position;
-            self.damaged(number, offset, what.to_owned(), sequences)
-        };
-        for _ in 0..header.records {
-            let decoded = batch.get(position..).and_then(|bytes| record::decode(bytes, self.nonce));
-            let Some((record, payload)) = decoded else {
-                return Err(damaged(position, "an invalid record in a valid batch"));
-            };
-            let here = (header.log, header.segment, header.offset as usize + position);
-            if (record.log, record.segment, record.offset as usize) != here {
-                return Err(damaged(position, "a record of another place"));
-            }
-            if let Some(shard) = shards.get_mut(&record.shard)
-                && place.sequence >= shard.record.tail.replay.sequence
-            {
-                shard.replay(&record, payload, place).map_err(|what| damaged(position, what))?;
-            }
-            position += record_bytes(payload.len());
-        }
-        if position != batch.len() {
-            return Err(damaged(position, "bytes behind the last record"));
-        }
-        Ok(())
-    }
-
-    /// The end of the chain is the end of the log only if no later batch exists anywhere.
-    async fn no_later_batch(&self, found: &Found<R>, chain: &Chain) -> Result<(), OpenError> {
-        if let Some((file, _)) = found.used.get(&chain.segment) {
-            // The batch right at the end may be torn with its header whole; none behind it may be there.
-            if let Some((_, later)) = self.find_batch(file, chain.offset, chain.sequence + 1).await? {
-                let what = format!("an invalid batch, with batch {later} behind it");
-                let sequences = Some((chain.sequence, later - 1));
-                return Err(self.damaged(file.number, chain.offset as usize, what, sequences));
-            }
-        }
-        for file in &found.doubtful {
-            if let Some((offset, later)) = self.find_batch(file, SEGMENT_BODY, chain.sequence).await? {
-                let what = format!("an invalid segment header, with batch {later} at byte {offset}");
-                return Err(self.damaged(file.number, 0, what, Some((chain.sequence, later))));
-            }
-        }
-        Ok(())
-    }
-
-    /// The first batch header from `offset` on that is at its place and has at least number `sequence`.
-    async fn find_batch(
-        &self,
-        file: &SegmentFile<R>,
-        offset: u32,
-        sequence: u64,
-    ) -> Result<Option<(usize, u64)>, OpenError> {
-        let mut window = self.window(file);
-        let end = self.manifest.identity.segment_bytes as usize;
-        for position in (offset as usize..end).step_by(BLOCK as usize) {
-            let head = window.get(position, BATCH_HEADER_BYTES).await?;
-            let later = batch::decode_header(&head, self.nonce).filter(|checked| {
-                checked.header.log == self.options.log
-                    && checked.header.offset as usize == position
-                    && checked.header.sequence >= sequence
-            });
-            if let Some(later) = later {
-                return Ok(Some((position, later.header.sequence)));
-            }
-            if position.is_multiple_of(WINDOW_BYTES) {
-                self.runtime.pause().await;
-            }
-        }
-        Ok(None)
-    }
-
-    /// Checks each shard against what the manifest knows, and clamps what may run ahead.
-    fn settle(
-        &self,
-        chain: &Chain,
-        replaying: BTreeMap<ShardId, Replaying<R>>,
-    ) -> Result<BTreeMap<ShardId, (Shard<R>, ShardRecord)>, OpenError> {
-        let mut shards = BTreeMap::new();
-        for (id, Replaying { mut shard, record, .. }) in replaying {
-            let file = self.options.directory.clone();
-            if record.tail.hard_state_sequence >= chain.sequence {
-                let what = format!("the log ends before batch {}", record.tail.hard_state_sequence);
-                let sequences = Some((chain.sequence, record.tail.hard_state_sequence));
-                return Err(Corruption { file, offset: 0, what, sequences }.into());
-            }
-            if shard.gap {
-                let what = format!("{id}: entries behind {} are missing", shard.last());
-                return Err(Corruption { file, offset: 0, what, sequences: None }.into());
-            }
-            let commit = shard.hard_state.commit.max(shard.checkpoint.applied);
-            shard.hard_state.commit = commit.min(shard.last());
-            shard.last_queued = shard.last();
-            shards.insert(id, (shard, record));
-        }
-        Ok(shards)
-    }
-
-    async fn orphans(
-        &self,
-        shards: &BTreeMap<ShardId, (Shard<R>, ShardRecord)>,
-        found: &mut Found<R>,
-    ) -> Result<Vec<PathBuf>, OpenError> {
+    async fn orphans(&self, shards: &[Judged<R>], found: &mut Found<R>) -> Result<Vec<PathBuf>, OpenError> {
         let directory = &self.options.directory;
         let names = self.runtime.list_directory(directory).await.map_err(|e| OpenError::io(directory, e))?;
         let mut orphans = std::mem::take(&mut found.orphans);
         for name in names {
-            let record = |shard| shards.get(&shard).map(|(_, record)| record);
+            let judged = |shard| shards.iter().find(|judged| judged.record.shard == shard);
+            let record = |shard| judged(shard).map(|judged| &judged.record);
             let current = if let Some((shard, number)) = checkpoint::parse_name(&name) {
                 record(shard).is_some_and(|record| match record.meta {
                     MetaPlace::File(file) => file.number == number,
@@ -602,35 +435,45 @@ impl<R: Runtime> Recovery<'_, R> {
     async fn finish(
         self,
         found: Found<R>,
-        chain: Chain,
-        shards: BTreeMap<ShardId, (Shard<R>, ShardRecord)>,
+        end: End,
+        mut judged: Vec<Judged<R>>,
         orphans: Vec<PathBuf>,
     ) -> Result<Recovered<R>, OpenError> {
         let directory = &self.options.directory;
         let failed = |error| OpenError::io(directory, error);
         // After a kill the tail may be in the device's cache only. It is acted upon from now on.
         self.manifest.sync().await.map_err(failed)?;
-        for (file, _) in found.used.values().rev().take(2) {
-            file.file.sync_data().await.map_err(failed)?;
+        for segment in found.used.values().rev().take(2) {
+            segment.file.file.sync_data().await.map_err(failed)?;
         }
-        let mut spare = found.spare;
-        spare.extend(found.doubtful);
+        for file in &found.short {
+            self.lengthen(file).await.map_err(failed)?;
+        }
+        for (file, header) in &found.headers {
+            write_header(file, header, self.nonce).await.map_err(failed)?;
+        }
         let mut segments = Segments {
-            used: found.used.into_iter().map(|(id, (file, _))| (id, file)).collect(),
-            spare,
-            next_file: found.next_file.max(1),
+            used: found.used.into_iter().map(|(id, segment)| (id, segment.file)).collect(),
+            spare: found.spare,
+            next_file: found.next_file,
         };
-        let head = match segments.used.get(&chain.segment) {
-            Some(file) => Head {
-                segment: chain.segment,
-                file: file.clone(),
-                offset: chain.offset,
-                sequence: chain.sequence,
-                previous: chain.previous,
-                sealed: false,
+        let chain = end.chain;
+        let head = match self.salvage(&mut segments, &end, &mut judged).await.map_err(failed)? {
+            Some(head) => head,
+            None => match segments.used.get(&chain.segment) {
+                Some(file) => Head {
+                    segment: chain.segment,
+                    file: file.clone(),
+                    offset: chain.offset,
+                    sequence: chain.sequence,
+                    previous: chain.previous,
+                    sealed: false,
+                },
+                None => self.begin_life(&mut segments, SegmentId(1), 1, 0).await.map_err(failed)?,
             },
-            None => self.first_segment(&mut segments).await.map_err(failed)?,
         };
+        let shards: BTreeMap<_, _> =
+            judged.into_iter().map(|judged| (judged.record.shard, (judged.shard, judged.record))).collect();
         let used_numbers = shards.values().flat_map(|(_, record)| {
             let meta = match record.meta {
                 MetaPlace::File(file) => file.number,
@@ -644,31 +487,10 @@ impl<R: Runtime> Recovery<'_, R> {
         let (manifest, epochs, run_caches) = (self.manifest, self.epochs, self.run_caches);
         Ok(Recovered { manifest, segments, head, shards, epochs, run_caches, next_number, orphans })
     }
+}
 
-    /// Puts the very first segment to use.
-    async fn first_segment(&self, segments: &mut Segments<R>) -> io::Result<Head<R>> {
-        let directory = &self.options.directory;
-        let mut header = SegmentHeader {
-            log: self.options.log,
-            file: segments.next_file,
-            segment: SegmentId(0),
-            first_sequence: 0,
-            previous: 0,
-        };
-        let file = match segments.spare.pop_front() {
-            Some(file) => file,
-            None => {
-                segments.next_file += 1;
-                let length = self.manifest.identity.segment_bytes;
-                segment::make(self.runtime, directory, length, header, self.nonce).await?
-            }
-        };
-        header = SegmentHeader { file: file.number, segment: SegmentId(1), first_sequence: 1, ..header };
-        let mut block = file.file.buffer(BLOCK as usize);
-        header.encode(&mut block, self.nonce);
-        file.file.write_at(block, 0).await?;
-        segments.used.insert(SegmentId(1), file.clone());
-        let offset = SEGMENT_BODY;
-        Ok(Head { segment: SegmentId(1), file, offset, sequence: 1, previous: 0, sealed: true })
-    }
+/// What the manifest alone knows of a checkpoint.
+fn known_meta(record: &ShardRecord) -> CheckpointMeta {
+    let (applied, term, generation) = (record.applied, record.term, record.generation);
+    record.inline_meta().unwrap_or(CheckpointMeta { applied, term, generation, ..CheckpointMeta::default() })
 }

@@ -51,6 +51,14 @@ impl SegmentHeader {
         block[..8].copy_from_slice(&sum.to_le_bytes());
     }
 
+    /// The version of a header that is whole, and of another version than this one's.
+    pub(crate) fn other_version(block: &[u8], nonce: u64) -> Option<u16> {
+        let mut reader = Reader::new(block);
+        let (sum, magic, version) = (reader.u64()?, reader.u64()?, reader.u16()?);
+        let whole = checksum(nonce, block.get(8..SEGMENT_HEADER_BYTES)?) == sum;
+        (magic == SEGMENT_MAGIC && version != FORMAT_VERSION && whole).then_some(version)
+    }
+
     /// Reads a header block; none if it is torn, damaged or never was one.
     pub(crate) fn decode(block: &[u8], nonce: u64) -> Option<Self> {
         let mut reader = Reader::new(block);

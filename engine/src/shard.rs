@@ -15,8 +15,8 @@ use krita_runtime::Runtime;
 
 use crate::error::Corruption;
 use crate::index::ShardIndex;
-use crate::manifest::MetaFileRecord;
-use crate::run::RunRecord;
+use crate::manifest::{MetaFileRecord, Settled};
+use crate::run::{Now, RunRecord};
 use crate::segment::{Pin, Pins};
 use crate::types::{
     CheckpointMeta, Extents, HardState, Index, Place, RecoveredShard, ReplicaId, SegmentId, ShardId, Term,
@@ -77,6 +77,8 @@ pub(crate) struct Shard<R: Runtime> {
     pub(crate) closing: bool,
     /// Why this replica may have forgotten what it acknowledged. As durable.
     pub(crate) suspect: Option<String>,
+    /// As the manifest's record has it.
+    pub(crate) settled: Settled,
     /// What is wrong with the durable checkpoint, if something is: the index is empty then, and means nothing.
     pub(crate) damaged: Option<Corruption>,
 }
@@ -107,8 +109,19 @@ impl<R: Runtime> Shard<R> {
             gap: false,
             closing: false,
             suspect: None,
+            settled: Settled::default(),
             damaged: None,
         }
+    }
+
+    /// Nothing is known of the keys of a shard whose checkpoint is damaged.
+    pub(crate) fn check_whole(&self) -> Result<(), Corruption> {
+        self.damaged.clone().map_or(Ok(()), Err)
+    }
+
+    /// What memory alone knows of a key.
+    pub(crate) fn get_now(&self, key: &[u8]) -> Now {
+        if self.damaged.is_some() { Now::Unknown } else { self.index.get_now(key) }
     }
 
     pub(crate) fn first(&self) -> Index {
@@ -153,6 +166,17 @@ impl<R: Runtime> Shard<R> {
         assert_eq!(index, self.last().next(), "the log has no gaps");
         self.bytes_behind += entry.payload.length();
         self.entries.push_back(entry);
+    }
+
+    /// The entries, at start, for [`Shard::restore`].
+    pub(crate) fn image(&self) -> VecDeque<EntryPlace> {
+        self.entries.clone()
+    }
+
+    /// Goes back to what the entries were.
+    pub(crate) fn restore(&mut self, entries: VecDeque<EntryPlace>) {
+        self.bytes_behind = entries.iter().map(|entry| entry.payload.length()).sum();
+        self.entries = entries;
     }
 
     /// [`Shard::append`] for an entry found in the log at start, when records from before the checkpoint, or

@@ -13,7 +13,7 @@ use crate::gate::detached;
 use crate::index::{IndexView, MergeCursor, ShardIndex};
 use crate::inner::{Floor, Inner};
 use crate::log::{Room, Work};
-use crate::manifest::{ManifestChange, ReplayRecord, ShardRecord};
+use crate::manifest::{ManifestChange, ReplayRecord, Settled, ShardRecord};
 use crate::packed::{Packer, RelocatedValues};
 use crate::publish::{NewRun, io_error, keep_on_error, write_meta};
 use crate::run::{self, Entry, Run, RunIdentity, RunWriter, Use};
@@ -74,6 +74,7 @@ impl<R: Runtime> SnapshotSource<R> {
     pub(crate) fn open(inner: &Rc<Inner<R>>, shard: ShardId) -> Result<Self, ReadError> {
         let mut shards = inner.shards.borrow_mut();
         let state = shards.get_mut(&shard).ok_or(ReadError::UnknownShard(shard))?;
+        state.check_whole()?;
         // Pins hold exactly what these runs need: an epoch, over the hours that sending may take, would hold back
         // every segment that dies meanwhile.
         let runs = state.index.runs().to_vec();
@@ -492,6 +493,7 @@ async fn replace<R: Runtime>(
             hard_state,
             hard_state_sequence: next.sequence - 1,
             replay: first_entry.into_iter().fold(next, Place::min),
+            settled: Settled::default(),
         };
         vec![ManifestChange::Put(Box::new(ShardRecord {
             shard: id,
@@ -504,6 +506,7 @@ async fn replace<R: Runtime>(
             tail,
             // Whether an installation makes the replica whole again is decided above: the flag stays until then.
             suspect: suspect.clone(),
+            damaged: false,
         }))]
     };
     let then = || {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use krita_runtime::{Runtime, TaskClass};
 
 use crate::compact;
-use crate::error::{LogError, OpenError, ReadError};
+use crate::error::{Damage, LogError, OpenError, ReadError};
 use crate::gate::{Gate, Pass, detached};
 use crate::index::{IndexView, ShardIndex};
 use crate::inner::{self, Inner, Parts};
@@ -306,7 +306,7 @@ impl<R: Runtime> Store<R> {
 
     /// What the index knows of a key, as of the first poll. Completes at the first poll if memory knows.
     pub async fn get(&self, shard: ShardId, key: &[u8]) -> Result<Option<Slot>, ReadError> {
-        let known = self.with(shard, |shard| shard.index.get_now(key));
+        let known = self.with(shard, |shard| shard.get_now(key));
         match known.ok_or(ReadError::UnknownShard(shard))? {
             Now::Found(Entry::Put(slot)) => Ok(Some(slot)),
             Now::Found(Entry::Tombstone(_)) | Now::Absent => Ok(None),
@@ -328,12 +328,15 @@ impl<R: Runtime> Store<R> {
     }
 
     pub(crate) fn view(&self, shard: ShardId) -> Result<IndexView<R>, ReadError> {
-        self.with(shard, |shard| shard.index.view()).ok_or(ReadError::UnknownShard(shard))
+        let shards = self.inner.shards.borrow();
+        let state = shards.get(&shard).ok_or(ReadError::UnknownShard(shard))?;
+        state.check_whole()?;
+        Ok(state.index.view())
     }
 
     /// A key's version, if memory knows it: for applying, which does not wait.
     pub fn version_now(&self, shard: ShardId, key: &[u8]) -> VersionNow {
-        match self.with(shard, |shard| shard.index.get_now(key)) {
+        match self.with(shard, |shard| shard.get_now(key)) {
             Some(Now::Found(Entry::Put(slot))) => VersionNow::Known(Some(slot.version)),
             Some(Now::Found(Entry::Tombstone(_)) | Now::Absent) | None => VersionNow::Known(None),
             Some(Now::Unknown) => VersionNow::Unknown,
@@ -357,7 +360,23 @@ impl<R: Runtime> Store<R> {
     /// The value behind a slot, from the cache or the disk; always checked. [`ReadError::Stale`]: the slot was
     /// replaced meanwhile, look it up again.
     pub async fn value(&self, shard: ShardId, key: &[u8], slot: &Slot) -> Result<Bytes, ReadError> {
-        read::value(&self.inner, shard, key, slot).await
+        let read = read::value(&self.inner, shard, key, slot).await;
+        let corruption = match &read {
+            Err(ReadError::Corruption(corruption)) => corruption.clone(),
+            Err(ReadError::Stale) => {
+                let place = slot.region.as_slice()[0];
+                let what = format!("{shard}: a key leads to {}, which is gone", place.segment);
+                self.inner.corruption(place.segment, place.offset, what)
+            }
+            Ok(_) | Err(_) => return read,
+        };
+        // Who asks with an old slot is told that it is old; a place that the index still names is damage.
+        if self.get(shard, key).await?.as_ref() == Some(slot) {
+            let (key, slot) = (Bytes::copy_from_slice(key), slot.clone());
+            self.inner.report(Damage::Value { shard, key, slot, corruption: corruption.clone() });
+            return Err(corruption.into());
+        }
+        read
     }
 
     /// Up to `items_max` keys from `start` to `end` (exclusive; none: to the last), in order, as of the first
@@ -394,15 +413,15 @@ impl<R: Runtime> Store<R> {
         let inner = &self.inner;
         let head = inner.log.borrow().head.segment;
         let shards = inner.shards.borrow();
-        let able = || shards.iter().filter(|(_, shard)| shard.applied > shard.checkpoint.applied);
+        let whole = || shards.iter().filter(|(_, shard)| shard.damaged.is_none());
+        let able = || whole().filter(|(_, shard)| shard.applied > shard.checkpoint.applied);
         let largest = able().max_by_key(|(id, shard)| (shard.bytes_behind, std::cmp::Reverse(**id)));
         if let Some((id, shard)) = largest
             && shard.bytes_behind >= inner.options.checkpoint_after_bytes
         {
             return Some(*id);
         }
-        let sizes =
-            || shards.iter().map(|(id, shard)| (shard.index.memtable_bytes(), std::cmp::Reverse(*id)));
+        let sizes = || whole().map(|(id, shard)| (shard.index.memtable_bytes(), std::cmp::Reverse(*id)));
         if sizes().map(|(bytes, _)| bytes).sum::<usize>() > inner.options.memtable_bytes {
             return sizes().max().map(|(_, id)| id.0);
         }
@@ -581,6 +600,7 @@ async fn create_shards<R: Runtime>(inner: &Rc<Inner<R>>, shards: Vec<NewShard>) 
                 runs: Vec::new(),
                 tail: inner.tail_now(new.shard, &shard),
                 suspect: None,
+                damaged: false,
             };
             changes.push(ManifestChange::Put(Box::new(record)));
             states.borrow_mut().push((new.shard, shard));

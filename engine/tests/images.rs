@@ -1,5 +1,5 @@
-//! Disks as crashes and rot leave them, built by hand: what must be cut in silence, what must be refused, and
-//! that a refusal changes nothing.
+//! Disks as crashes and rot leave them, built by hand: what must be cut in silence, what makes a replica suspect and
+//! what it keeps, and what must be refused; and that a refusal changes nothing.
 
 mod common;
 
@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::*;
 use krita_engine::{
-    CheckpointMeta, Corruption, Damage, HardState, Headroom, Index, LogError, LogId, OpenError, Options,
-    ReadError, ReplicaId, ShardId, SnapshotItem, Term, open, value_checksum,
+    CheckpointMeta, Damage, HardState, Headroom, Index, LogError, LogId, OpenError, Options, ReadError,
+    RecoveredShard, ReplicaId, ShardId, SnapshotItem, Term, open, value_checksum,
 };
 
 const BLOCK: usize = 4096;
@@ -50,16 +50,29 @@ fn all_files(world: &World) -> BTreeMap<PathBuf, Vec<u8>> {
     files.into_iter().map(|path| (path.clone(), world.read(path))).collect()
 }
 
-/// Opening is refused as corruption and leaves the disk as it is.
-fn refused(world: &World, why: &str) -> Corruption {
+/// The log opens, and the replica in it may have forgotten something; a crash and another opening change nothing.
+fn suspect(world: &World, why: &str) -> RecoveredShard {
+    let open = || {
+        let (store, mut shards) = world.try_open().unwrap_or_else(|error| panic!("{why}: {error}"));
+        drop(store);
+        world.simulation.crash(world.host);
+        shards.remove(0)
+    };
+    let shard = open();
+    assert!(shard.suspect.is_some(), "{why}: it is suspect");
+    assert_eq!(open(), shard, "{why}: found again");
+    shard
+}
+
+/// Opening is refused because the manifest is lost, and leaves the disk as it is.
+fn lost_manifest(world: &World, why: &str) {
     let before = all_files(world);
-    let corruption = match world.try_open() {
-        Err(OpenError::Corruption(corruption)) => corruption,
+    match world.try_open() {
+        Err(OpenError::ManifestLost(_)) => {}
         Err(error) => panic!("{why}: {error}"),
         Ok(_) => panic!("{why}: it was opened"),
-    };
+    }
     assert!(before == all_files(world), "{why}: a refusal changes nothing");
-    corruption
 }
 
 /// Five entries of one key, each a batch of its own, nothing behind the last. The batches' offsets.
@@ -111,18 +124,20 @@ fn a_batch_that_lost_everything_but_its_header_is_cut() {
 }
 
 #[test]
-fn damage_with_a_valid_batch_behind_it_is_corruption() {
+fn what_is_before_damage_with_a_valid_batch_behind_it_is_kept() {
     for victim in 0..4 {
         for byte in [0, 9, 17, 41, 50, 63, 64, 100, 200, 4_000, 5_100] {
             let world = World::new(victim as u64);
             let offsets = five_entries(&world);
             let at = offsets[victim] as u64 + byte;
             world.simulation.disk(world.host).flip_bit(SEGMENT, at, 3);
-            let corruption = refused(&world, &format!("batch {victim}, byte {byte}"));
-            assert_eq!(corruption.file, PathBuf::from(SEGMENT));
-            assert_eq!(corruption.offset, offsets[victim] as u64);
-            let sequence = victim as u64 + 1;
-            assert_eq!(corruption.sequences, Some((sequence, sequence)));
+            let before = world.read(SEGMENT);
+            let shard = suspect(&world, &format!("batch {victim}, byte {byte}"));
+            assert_eq!(shard.last_index, Index(victim as u64));
+            assert!(!shard.state_damaged);
+            let reason = shard.suspect.unwrap();
+            assert!(reason.contains(SEGMENT) && reason.contains(&offsets[victim].to_string()), "{reason}");
+            assert!(world.read(SEGMENT) == before, "the damaged segment is not written");
         }
     }
 }
@@ -133,27 +148,85 @@ fn damage_of_everything_but_the_last_batch_is_still_found() {
     let offsets = five_entries(&world);
     let zeros = vec![0; offsets[4] - offsets[0]];
     world.simulation.disk(world.host).overwrite(SEGMENT, offsets[0] as u64, &zeros);
-    let corruption = refused(&world, "four batches gone");
-    assert_eq!(corruption.sequences, Some((1, 4)));
+    assert_eq!(suspect(&world, "four batches gone").last_index, Index(0));
 }
 
 #[test]
 fn a_sealed_batch_is_known_to_have_been_durable() {
-    let world = World::new(3);
-    let store = create(&world, options());
-    let writer = store.clone();
-    world.run(async move { write_entries(&writer, SHARD, vec![entry(1, 1, &[put("k", "v")])]).await });
-    world.simulation.run_for(Duration::from_millis(50));
-    assert!(store.statistics().seals >= 1);
-    world.simulation.crash(world.host);
-    let offsets = batches(&world.read(SEGMENT));
-    let damaged = offsets[offsets.len() - 2];
-    world.simulation.disk(world.host).flip_bit(SEGMENT, damaged as u64 + 80, 1);
-    refused(&world, "the last batch before the seal");
-    // The seal itself holds nothing: without it nothing is lost.
-    world.simulation.disk(world.host).flip_bit(SEGMENT, damaged as u64 + 80, 1);
-    world.simulation.disk(world.host).flip_bit(SEGMENT, offsets[offsets.len() - 1] as u64 + 3, 1);
-    assert_eq!(world.open().1[0].last_index, Index(1));
+    for damaged in [2, 1] {
+        let world = World::new(3);
+        let store = create(&world, options());
+        let writer = store.clone();
+        world.run(async move { write_entries(&writer, SHARD, vec![entry(1, 1, &[put("k", "v")])]).await });
+        world.simulation.run_for(Duration::from_millis(50));
+        assert!(store.statistics().seals >= 1);
+        drop(store);
+        world.simulation.crash(world.host);
+        let offsets = batches(&world.read(SEGMENT));
+        let at = offsets[offsets.len() - damaged] as u64;
+        world.simulation.disk(world.host).flip_bit(SEGMENT, at + 33, 1);
+        if damaged == 2 {
+            assert_eq!(suspect(&world, "the last batch before the seal").last_index, Index(0));
+        } else {
+            // The seal itself holds nothing: without it nothing is lost.
+            let shard = world.open().1.remove(0);
+            assert_eq!((shard.last_index, shard.suspect), (Index(1), None));
+        }
+    }
+}
+
+#[test]
+fn a_later_hard_state_and_entries_that_follow_show_that_nothing_is_missing() {
+    // The lost batch held another shard's entry; what this shard wrote behind it proves itself.
+    let other = ShardId(2);
+    let build = |world: &World, with_hard_state: bool, term_behind: u64| {
+        let store = create(world, unsealed());
+        world.run(async move {
+            store.create_shard(other, REPLICA, CheckpointMeta::default()).await.unwrap();
+            write_entries(&store, SHARD, vec![entry(1, 1, &[put("k", "1")])]).await;
+            write_entries(&store, other, vec![entry(1, 1, &[put("k", "1")])]).await;
+            write_entries(&store, SHARD, vec![entry(2, term_behind, &[put("k", "2")])]).await;
+            if with_hard_state {
+                let state = HardState { term: Term(term_behind), vote: Some(7), commit: Index(1) };
+                write_hard_state(&store, SHARD, state).await;
+            }
+            write_entries(&store, SHARD, vec![entry(3, term_behind, &[put("k", "3")])]).await;
+        });
+        world.simulation.crash(world.host);
+        let offsets = batches(&world.read(SEGMENT));
+        world.simulation.disk(world.host).flip_bit(SEGMENT, offsets[1] as u64 + 70, 2);
+    };
+    for (with_hard_state, term_behind, sound, last) in
+        [(true, 1, true, 3), (false, 1, false, 3), (true, 2, false, 1)]
+    {
+        let world = World::new(1);
+        build(&world, with_hard_state, term_behind);
+        for _ in 0..2 {
+            let (store, shards) = world.open();
+            assert_eq!(shards[0].suspect.is_none(), sound, "{with_hard_state} {term_behind}");
+            assert_eq!(shards[0].last_index, Index(last));
+            assert_eq!(
+                shards[0].hard_state.vote,
+                with_hard_state.then_some(7),
+                "the later hard state counts"
+            );
+            assert!(shards[1].suspect.is_some(), "the other lost its entry");
+            assert_eq!(shards[1].last_index, Index(0));
+            drop(store);
+            world.simulation.crash(world.host);
+        }
+        // It goes on behind the damage, and what comes then counts.
+        let (store, _) = world.open();
+        world.run(async move {
+            write_entries(&store, SHARD, vec![entry(last + 1, 3, &[put("k", "4")])]).await;
+            write_entries(&store, other, vec![entry(1, 3, &[put("k", "4")])]).await;
+        });
+        world.simulation.crash(world.host);
+        let (_, shards) = world.open();
+        assert_eq!(shards[0].last_index, Index(last + 1));
+        assert_eq!(shards[1].last_index, Index(1));
+        assert_eq!(shards[0].suspect.is_none(), sound);
+    }
 }
 
 /// One batch of each kind of record, and where each lies.
@@ -182,14 +255,14 @@ fn every_kind(world: &World) -> Vec<(&'static str, usize)> {
 }
 
 #[test]
-fn a_flipped_bit_in_any_record_is_corruption() {
+fn a_flipped_bit_in_any_record_is_found() {
     let count = every_kind(&World::new(1)).len();
     for victim in 0..count - 1 {
         for byte in [64, 72, 75, 80, 88, 96, 104, 112, 120, 127] {
             let world = World::new(1);
             let (name, offset) = every_kind(&world)[victim];
             world.simulation.disk(world.host).flip_bit(SEGMENT, offset as u64 + byte, 0);
-            refused(&world, &format!("{name}, byte {byte}"));
+            suspect(&world, &format!("{name}, byte {byte}"));
         }
     }
     let world = World::new(1);
@@ -208,7 +281,7 @@ fn swapped_and_misdirected_batches_are_found() {
     let length = offsets[2] - offsets[1];
     disk.overwrite(SEGMENT, offsets[1] as u64, &segment[offsets[2]..offsets[2] + length]);
     disk.overwrite(SEGMENT, offsets[2] as u64, &segment[offsets[1]..offsets[1] + length]);
-    refused(&world, "two batches swapped");
+    assert_eq!(suspect(&world, "two batches swapped").last_index, Index(1));
 
     for blocks in [1, 3, -1] {
         let world = World::new(2);
@@ -226,7 +299,8 @@ fn swapped_and_misdirected_batches_are_found() {
             write_entries(&store, SHARD, vec![entry(4, 1, &[put("d", "4")])]).await;
         });
         world.simulation.crash(world.host);
-        refused(&world, &format!("a batch {blocks} blocks away"));
+        let shard = suspect(&world, &format!("a batch {blocks} blocks away"));
+        assert_eq!(shard.last_index, Index(if blocks < 0 { 1 } else { 2 }));
     }
 
     let world = World::new(3);
@@ -238,7 +312,7 @@ fn swapped_and_misdirected_batches_are_found() {
         write_entries(&store, SHARD, vec![entry(2, 1, &[put("d", "4")])]).await;
     });
     world.simulation.crash(world.host);
-    refused(&world, "a lost batch");
+    assert_eq!(suspect(&world, "a lost batch").last_index, Index(0));
 }
 
 #[test]
@@ -293,6 +367,41 @@ fn checkpointed(world: &World) -> PathBuf {
     world.files("run-").remove(0)
 }
 
+/// The replica comes back without its state: nothing of its keys is answered, and the file stays aside until a snapshot
+/// has replaced it.
+fn state_damaged(world: &World, path: &PathBuf, why: &str) {
+    let shard = suspect(world, why);
+    assert!(shard.state_damaged, "{why}");
+    assert_eq!(shard.last_index, shard.checkpoint.applied);
+    let was_there = world.files("").contains(path);
+    let (store, _) = world.open();
+    assert_eq!(world.files("").contains(path), was_there, "{why}: the file stays");
+    world.run(async move {
+        assert!(matches!(store.get(SHARD, b"k").await, Err(ReadError::Corruption(_))));
+        assert!(matches!(store.scan(SHARD, b"", None, 1).await, Err(ReadError::Corruption(_))));
+        assert!(store.snapshot_source(SHARD).await.is_err());
+        assert!(store.clear_suspect(SHARD).await.is_err());
+        let refused = store.checkpoint(SHARD, store.checkpoint_meta(SHARD).unwrap()).await;
+        assert!(matches!(refused, Err(LogError::Corruption(_))));
+        // An older state than the one that was lost heals it.
+        let mut installer = store.snapshot_installer(SHARD, REPLICA).await.unwrap();
+        let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"healed"));
+        let checksum = value_checksum(&key, &value);
+        installer.add(vec![SnapshotItem { key, version: Index(1), checksum, value }]).await.unwrap();
+        let meta = CheckpointMeta { applied: Index(1), term: Term(1), ..CheckpointMeta::default() };
+        installer.finish(meta, store.hard_state(SHARD).unwrap()).await.unwrap();
+        assert!(store.suspect(SHARD).is_some(), "whether it is whole is decided above");
+        store.clear_suspect(SHARD).await.unwrap();
+        assert_eq!(content(&store, SHARD).await.len(), 1);
+    });
+    world.simulation.crash(world.host);
+    let (store, shards) = world.open();
+    assert_eq!((shards[0].last_index, &shards[0].suspect, shards[0].state_damaged), (Index(1), &None, false));
+    assert!(!world.files("").contains(path), "{why}: what was damaged is gone");
+    world.run(async move { assert_eq!(content(&store, SHARD).await.len(), 1) });
+    world.simulation.crash(world.host);
+}
+
 /// Where the data blocks of a run end, by its footer.
 fn data_end(run: &[u8]) -> usize {
     let footer = run.len() - BLOCK + 48;
@@ -300,7 +409,7 @@ fn data_end(run: &[u8]) -> usize {
 }
 
 #[test]
-fn a_run_that_is_damaged_behind_its_data_is_refused() {
+fn a_run_that_is_damaged_behind_its_data_takes_the_shards_state_with_it() {
     let run = {
         let world = World::new(1);
         let path = checkpointed(&world);
@@ -312,15 +421,17 @@ fn a_run_that_is_damaged_behind_its_data_is_refused() {
         let world = World::new(1);
         let path = checkpointed(&world);
         world.simulation.disk(world.host).flip_bit(&path, (block * BLOCK) as u64 + 40, 2);
-        refused(&world, &format!("block {block} of a run"));
+        state_damaged(&world, &path, &format!("block {block} of a run"));
     }
     // Cut short, or gone.
     let world = World::new(1);
     let path = checkpointed(&world);
     world.simulation.disk(world.host).truncate(&path, (blocks as u64 - 1) * BLOCK as u64);
-    refused(&world, "a run without its end");
+    state_damaged(&world, &path, "a run without its end");
+    let world = World::new(1);
+    let path = checkpointed(&world);
     world.simulation.disk(world.host).remove(&path);
-    refused(&world, "a missing run");
+    state_damaged(&world, &path, "a missing run");
 }
 
 #[test]
@@ -361,7 +472,7 @@ fn a_damaged_data_block_of_a_run_is_never_believed() {
 }
 
 #[test]
-fn a_damaged_meta_file_is_refused() {
+fn a_damaged_meta_file_takes_the_shards_state_with_it() {
     let with_file = |world: &World| {
         let store = World::with_shard(world);
         world.run(async move {
@@ -385,16 +496,18 @@ fn a_damaged_meta_file_is_refused() {
         let world = World::new(1);
         let path = with_file(&world);
         world.simulation.disk(world.host).flip_bit(&path, (block * BLOCK) as u64 + 40, 2);
-        refused(&world, &format!("checkpoint block {block}"));
+        state_damaged(&world, &path, &format!("checkpoint block {block}"));
     }
     world.simulation.disk(world.host).truncate(&path, (blocks as u64 - 1) * BLOCK as u64);
-    refused(&world, "a checkpoint without its end");
+    state_damaged(&world, &path, "a checkpoint without its end");
+    let world = World::new(1);
+    let path = with_file(&world);
     world.simulation.disk(world.host).remove(&path);
-    refused(&world, "a missing checkpoint");
+    state_damaged(&world, &path, "a missing checkpoint");
 }
 
 #[test]
-fn a_damaged_manifest_is_refused_or_falls_back_to_what_was_published() {
+fn a_damaged_manifest_is_lost_or_falls_back_to_what_was_published() {
     let path = "/data/log0/manifest-1";
     let world = World::new(1);
     checkpointed(&world);
@@ -405,14 +518,13 @@ fn a_damaged_manifest_is_refused_or_falls_back_to_what_was_published() {
         let world = World::new(1);
         checkpointed(&world);
         world.simulation.disk(world.host).flip_bit(path, (frame * BLOCK) as u64 + 20, 1);
-        refused(&world, &format!("manifest frame {frame}"));
+        lost_manifest(&world, &format!("manifest frame {frame}"));
     }
     // The last frame may have been torn. The segments and the file that the one before needs are gone or
     // there: either way nothing is lost in silence.
     world.simulation.disk(world.host).flip_bit(path, ((frames - 1) * BLOCK) as u64 + 20, 1);
     match world.try_open() {
-        Ok((_, shards)) => assert_eq!(shards[0].last_index, Index(60)),
-        Err(OpenError::Corruption(_)) => {}
+        Ok((_, shards)) => assert!(shards[0].last_index == Index(60) || shards[0].suspect.is_some()),
         Err(error) => panic!("{error}"),
     }
 }
@@ -479,18 +591,44 @@ fn a_segment_whose_header_alone_is_damaged_keeps_its_values() {
 }
 
 #[test]
-fn a_missing_or_damaged_segment_that_replay_needs_is_refused() {
-    for damage in 0..3 {
+fn a_missing_or_cut_segment_that_replay_needs_costs_what_was_in_it() {
+    for (damage, last) in [(0, 0), (1, 5), (2, 5), (3, 2), (4, 2), (5, 2), (6, 0)] {
         let world = World::new(1);
-        five_entries(&world);
+        let offsets = five_entries(&world);
         let disk = world.simulation.disk(world.host);
         match damage {
             0 => disk.remove(SEGMENT),
+            // The batches tell which segment it is.
             1 => disk.flip_bit(SEGMENT, 25, 1),
-            _ => disk.truncate(SEGMENT, 64 << 10),
+            // Nothing was in what was cut off.
+            2 => disk.truncate(SEGMENT, 64 << 10),
+            3 => disk.truncate(SEGMENT, offsets[2] as u64),
+            4 => disk.truncate(SEGMENT, offsets[2] as u64 + 5_000),
+            5 => disk.truncate(SEGMENT, offsets[2] as u64 + 1),
+            _ => disk.truncate(SEGMENT, 0),
         }
-        refused(&world, &format!("segment damage {damage}"));
+        let shard = if last == 5 {
+            let (store, mut shards) = world.open();
+            drop(store);
+            world.simulation.crash(world.host);
+            shards.remove(0)
+        } else {
+            suspect(&world, &format!("segment damage {damage}"))
+        };
+        assert_eq!((shard.last_index, shard.suspect.is_none()), (Index(last), last == 5), "damage {damage}");
     }
+}
+
+#[test]
+fn a_missing_manifest_is_lost() {
+    let world = World::new(1);
+    checkpointed(&world);
+    world.simulation.disk(world.host).remove("/data/log0/manifest-1");
+    lost_manifest(&world, "no manifest");
+    let world = World::new(1);
+    checkpointed(&world);
+    world.simulation.disk(world.host).truncate("/data/log0/manifest-1", 2 * BLOCK as u64);
+    lost_manifest(&world, "a manifest without its end");
 }
 
 #[test]

@@ -79,7 +79,8 @@ pub(crate) async fn run<R: Runtime>(inner: Rc<Inner<R>>) {
         if is_waiting(&inner) {
             // Either way it is time to look again.
             let _ = timeout(&inner.runtime, LOOK_AGAIN, wake.notified()).await;
-            inner.reclaim();
+            // A failure has poisoned the log.
+            let _ = inner.reclaim().await;
         } else {
             wake.notified().await;
         }

@@ -1,6 +1,5 @@
 //! One manifest file: its frames, and the state of the log's shards that they add up to.
 
-use std::collections::BTreeMap;
 use std::io;
 
 use crate::format::{
@@ -13,6 +12,7 @@ use crate::manifest::{
     self, FLAG_WHOLE, FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, LogIdentity, ManifestChange, MetaPlace,
     ShardRecord,
 };
+use crate::manifest_record::Contents;
 use crate::types::{HardState, Index, LogId, ReplicaId, SegmentId, ShardId, Term};
 
 /// Longest frame that is read; none that Krita writes comes near.
@@ -129,16 +129,19 @@ pub struct ChangeInfo {
     pub shard: ShardId,
 }
 
-impl From<&ManifestChange> for ChangeInfo {
-    fn from(change: &ManifestChange) -> Self {
-        match change {
-            ManifestChange::Put(record) => Self { name: "put", shard: record.shard },
-            ManifestChange::Advance(shard, _) => Self { name: "advance", shard: *shard },
-            ManifestChange::Remove(shard) => Self { name: "remove", shard: *shard },
-            ManifestChange::Runs(shard, _) => Self { name: "runs", shard: *shard },
-            ManifestChange::Suspect(shard, Some(_)) => Self { name: "suspect", shard: *shard },
-            ManifestChange::Suspect(shard, None) => Self { name: "trusted", shard: *shard },
-        }
+impl ChangeInfo {
+    /// None if it changes no shard.
+    fn of(change: &ManifestChange) -> Option<Self> {
+        let (name, shard) = match change {
+            ManifestChange::Put(record) => ("put", record.shard),
+            ManifestChange::Advance(shard, _) => ("advance", *shard),
+            ManifestChange::Remove(shard) => ("remove", *shard),
+            ManifestChange::Runs(shard, _) => ("runs", *shard),
+            ManifestChange::Suspect(shard, Some(_)) => ("suspect", *shard),
+            ManifestChange::Suspect(shard, None) => ("trusted", *shard),
+            ManifestChange::Lives { .. } => return None,
+        };
+        Some(Self { name, shard })
     }
 }
 
@@ -153,8 +156,12 @@ pub struct FrameInfo {
     pub sequence: u64,
     /// It holds the whole state.
     pub is_whole: bool,
-    /// What it changes.
+    /// What it changes of shards.
     pub changes: Vec<ChangeInfo>,
+    /// Segments that it says were put to use.
+    pub used: Vec<SegmentId>,
+    /// Segments that it says are not in use any more.
+    pub gone: Vec<SegmentId>,
 }
 
 /// What never changes over a log's life.
@@ -198,6 +205,8 @@ pub struct ManifestReport {
     pub end: u64,
     /// The number that the next frame would have.
     pub next_sequence: u64,
+    /// The segments in use as of the last valid frame, as far as they are recorded by then.
+    pub lives: Vec<SegmentId>,
     /// The shards as of the last valid frame.
     pub shards: Vec<ShardSummary>,
     /// What is wrong.
@@ -225,6 +234,7 @@ pub fn inspect_manifest(
         frames: 0,
         end: 0,
         next_sequence: 0,
+        lives: Vec::new(),
         shards: Vec::new(),
         findings: Findings::default(),
     };
@@ -256,19 +266,20 @@ impl FrameScan<'_> {
         self.number = Some(first.header.number);
         (self.report.next_sequence, self.previous) = (first.header.sequence, first.header.previous);
         let identity = first.header.identity;
-        let mut shards = BTreeMap::new();
+        let mut contents = Contents::default();
         let mut next = Some(first);
         while let Some(frame) = next.take().filter(|frame| self.follows(frame, identity)) {
             self.take(&frame, visit)?;
             for change in frame.changes {
-                if !manifest::apply(&mut shards, change) {
-                    let what = "a frame changes a shard that is not there";
+                if !contents.apply(change) {
+                    let what = "a frame changes what is not there";
                     self.report.findings.damage(&self.report.file, u64::from(frame.header.offset), what);
                 }
             }
             next = self.frame_at(self.report.end)?;
         }
-        self.report.shards = shards.values().map(ShardSummary::from).collect();
+        self.report.lives = contents.lives.iter().copied().collect();
+        self.report.shards = contents.shards.values().map(ShardSummary::from).collect();
         self.behind_the_end()?;
         Ok(self.report)
     }
@@ -284,12 +295,21 @@ impl FrameScan<'_> {
 
     fn take(&mut self, frame: &Frame, visit: &mut VisitFrame<'_>) -> io::Result<()> {
         let offset = self.report.end;
+        let (mut used, mut gone) = (Vec::new(), Vec::new());
+        for change in &frame.changes {
+            if let ManifestChange::Lives { used: more, gone: less } = change {
+                used.extend_from_slice(more);
+                gone.extend_from_slice(less);
+            }
+        }
         visit(&FrameInfo {
+            used,
+            gone,
             offset,
             length: frame.length as u64,
             sequence: frame.header.sequence,
             is_whole: frame.header.flags & FLAG_WHOLE != 0,
-            changes: frame.changes.iter().map(ChangeInfo::from).collect(),
+            changes: frame.changes.iter().filter_map(ChangeInfo::of).collect(),
         })?;
         let whole = padded(frame.length);
         let padding = self.window.get(offset + frame.length as u64, whole - frame.length)?;
