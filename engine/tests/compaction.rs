@@ -201,6 +201,38 @@ fn a_log_half_full_is_written_less_than_twice() {
     assert!(steady.amplification < 2.0);
 }
 
+/// Values so small that a log full of them cannot be packed to its bound.
+#[test]
+fn tiny_values_are_not_moved_for_ever() {
+    let world = World::new(5);
+    let node = Node::create(Options { compaction_factor: 1.5, ..options() }, &world);
+    let writer = node.clone();
+    world.run(async move {
+        for first in (0..40_000).step_by(200) {
+            let puts: Vec<Operation> =
+                (first..first + 200).map(|number| put(&key(3 * number), vec![7])).collect();
+            let index = writer.store.last_index(Node::shard(b"a")).unwrap().0 + 1;
+            let record = entry(index, 1, &puts);
+            write_entries(&writer.store, Node::shard(b"a"), vec![record.clone()]).await;
+            let changes = changes(record.index, &record.payload, &mut writer.state.borrow_mut(), false);
+            writer.store.apply(Node::shard(b"a"), record.index, changes);
+            writer.checkpoint_due().await;
+        }
+    });
+    let settle = || {
+        for _ in 0..20 {
+            let worker = node.clone();
+            world.run(async move { worker.checkpoint_due().await });
+            world.simulation.run_for(Duration::from_millis(250));
+        }
+        node.store.statistics().segments_compacted
+    };
+    let (first, second) = (settle(), settle());
+    assert!(second - first <= 1, "{first} segments evacuated, and {second} a little later");
+    let checked = node.clone();
+    world.run(async move { checked.check().await });
+}
+
 #[test]
 fn what_is_deleted_gives_its_space_back() {
     let world = World::new(4);

@@ -73,6 +73,38 @@ impl Sizes {
     }
 }
 
+/// What values take in the log beyond their keys and themselves, learnt from those that were moved. For values of a
+/// few bytes it is more than they are; a log of such is larger than its bound however it is packed, and moving them
+/// again and again would gain nothing.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Overhead(f64);
+
+impl Default for Overhead {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl Overhead {
+    /// Overhead up to here is part of what the log may use in any case.
+    const FREE: f64 = 1.1;
+    /// Fewer bytes than these say little.
+    const BYTES_MIN: u64 = 4096;
+
+    /// Values that count as `alive` bytes took `packed`.
+    pub(crate) fn learn(&mut self, alive: u64, packed: u64) {
+        if alive >= Self::BYTES_MIN {
+            let seen = (packed as f64 / alive as f64 / Self::FREE).max(1.0);
+            self.0 += (seen - self.0) / 2.0;
+        }
+    }
+
+    /// What `alive` bytes take.
+    pub(crate) fn apply(&self, alive: u64) -> u64 {
+        (alive as f64 * self.0) as u64
+    }
+}
+
 /// A segment that may be evacuated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Candidate {

@@ -79,6 +79,9 @@ struct Alive {
 pub(super) struct Outcome {
     pub(super) values: u64,
     pub(super) bytes: u64,
+    /// What the moved values count as alive, and what their copies take in the log.
+    pub(super) alive_bytes: u64,
+    pub(super) packed_bytes: u64,
     /// Values that were not moved because they are damaged.
     pub(super) damages: Vec<Damage>,
 }
@@ -410,8 +413,11 @@ impl<R: Runtime> Pass<R> {
             let copies = copies?;
             for (position, (alive, (_, to))) in list.iter().zip(&copies.slots).enumerate() {
                 if self.point_to(alive, &to.region).await? {
+                    let bytes = to.region.length();
                     self.outcome.values += 1;
-                    self.outcome.bytes += to.region.length();
+                    self.outcome.bytes += bytes;
+                    self.outcome.alive_bytes += bytes + alive.key.len() as u64;
+                    self.outcome.packed_bytes += bytes + (alive.key.len() + packed::PACKED_ITEM_BYTES) as u64;
                 }
                 if position % LOOKUP_KEYS == LOOKUP_KEYS - 1 {
                     self.inner.runtime.pause().await;

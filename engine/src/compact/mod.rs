@@ -41,6 +41,8 @@ pub(crate) struct Compaction {
     ends: BTreeMap<SegmentId, u64>,
     /// The log is too large, and replay holds it back.
     wants_checkpoint: bool,
+    /// What small values take in the log, in times of what they count as alive.
+    overhead: choose::Overhead,
     /// How near the log is to its bound; none between passes.
     pressure: Option<f64>,
 }
@@ -133,7 +135,7 @@ async fn survey<R: Runtime>(inner: &Inner<R>) -> (Sizes, Vec<Candidate>) {
     let mut total = 0;
     let mut candidates = Vec::new();
     for segment in segments.used.keys().copied().filter(|segment| !inner.is_evacuated(*segment)) {
-        let alive = alive.get(&segment).copied().unwrap_or(0);
+        let alive = compaction.overhead.apply(alive.get(&segment).copied().unwrap_or(0));
         total += alive;
         // Without anything alive it is used again without a pass.
         // Slots that no index has yet may lead there once an installation is done, or a payload whole.
@@ -165,7 +167,8 @@ async fn learn_ends<R: Runtime>(inner: &Inner<R>) {
 async fn evacuate<R: Runtime>(inner: &Rc<Inner<R>>, segment: SegmentId, alive: u64) {
     let end = inner.compaction.borrow().ends.get(&segment).copied();
     let (left_alone, why) = match Pass::new(inner, segment, end, alive).run().await {
-        Ok(Outcome { values, bytes, damages }) => {
+        Ok(Outcome { values, bytes, alive_bytes, packed_bytes, damages }) => {
+            inner.compaction.borrow_mut().overhead.learn(alive_bytes, packed_bytes);
             let mut statistics = inner.statistics.borrow_mut();
             statistics.relocated_values += values;
             statistics.relocated_bytes += bytes;
