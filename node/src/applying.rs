@@ -23,9 +23,9 @@ const APPLY_SLICE: usize = 512;
 const WINDOW_ENTRIES_MAX: usize = 256;
 const WINDOW_KEY_BYTES_MAX: usize = 1 << 20;
 
-/// How often versions are asked for in vain before only the next entry's are: what was learnt for a window may not fit
-/// the memory that the store sets aside for it.
-const WINDOW_ATTEMPTS_MAX: u32 = 2;
+/// How often the store is asked in vain to learn versions before those of the next entry are fetched and kept here: what
+/// is learnt may not fit the memory that the store sets aside for it.
+const ATTEMPTS_MAX: u32 = 2;
 
 /// How far applying got.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,8 +36,33 @@ pub(crate) enum Applied {
     More,
     /// Entries from here on are no longer in memory: read them from the log.
     Load { from: Index, through: Index },
-    /// The versions of these keys must come from the disk first.
-    Prefetch(Vec<Bytes>),
+    /// The disk must be asked first.
+    Wait(Wanted),
+}
+
+/// Versions that must come from the disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Wanted {
+    /// The store should learn those of these keys, which the next entries need.
+    Learn(Vec<Bytes>),
+    /// All that the next entry needs, to be kept for it. Sorted.
+    Fetch(Vec<Bytes>),
+}
+
+/// Versions that were fetched for one entry. Nothing is applied between the fetching and the entry, so they are those
+/// before it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct FetchedVersions {
+    pub(crate) index: Index,
+    /// By key, sorted.
+    pub(crate) versions: Vec<(Bytes, Option<u64>)>,
+}
+
+impl FetchedVersions {
+    fn of(&self, key: &[u8]) -> Option<Option<u64>> {
+        let position = self.versions.binary_search_by(|(known, _)| known[..].cmp(key)).ok()?;
+        Some(self.versions[position].1)
+    }
 }
 
 /// The versions that one command's operations need, in the order in which the machine asks for them.
@@ -65,9 +90,8 @@ impl<R: Runtime> Replica<R> {
         let slice_end = Index((self.applied.0 + APPLY_SLICE as u64).min(through.0));
         let entries: Vec<Entry<Payload>> =
             self.raft.entries(self.applied.next(), slice_end).cloned().collect();
-        let waits_for = self.apply_entries(&entries);
-        if !waits_for.is_empty() {
-            return Applied::Prefetch(waits_for);
+        if let Some(wanted) = self.apply_entries(&entries) {
+            return Applied::Wait(wanted);
         }
         if self.applied == through || self.stopped.is_some() {
             return Applied::All;
@@ -79,9 +103,9 @@ impl<R: Runtime> Replica<R> {
     }
 
     /// Applies these entries, which follow the last applied one and are committed and durable here. Stops early at one
-    /// that needs versions from the disk; those keys come back, together with those of the entries behind it.
-    pub(crate) fn apply_entries(&mut self, entries: &[Entry<Payload>]) -> Vec<Bytes> {
-        let mut waits_for = Vec::new();
+    /// that needs versions from the disk, and says which.
+    pub(crate) fn apply_entries(&mut self, entries: &[Entry<Payload>]) -> Option<Wanted> {
+        let mut waits_for = None;
         let mut applied = 0;
         for (position, entry) in entries.iter().enumerate() {
             assert_eq!(entry.index, self.applied.next(), "entries are applied in order, each once");
@@ -89,19 +113,20 @@ impl<R: Runtime> Replica<R> {
             match self.apply_entry(entry) {
                 Ok(true) => {}
                 Ok(false) => {
-                    waits_for = self.wanted_versions(&entries[position..]);
+                    waits_for = Some(self.wanted_versions(&entries[position..]));
                     break;
                 }
                 Err(reason) => {
                     tracing::error!(shard = self.shard, index = entry.index.0, reason, "the replica stops");
                     self.stop(reason);
-                    return Vec::new();
+                    return None;
                 }
             }
             self.applied = entry.index;
             self.applied_term = entry.term;
             self.hashes.note(entry.index.0, self.machine.state_hash());
             self.prefetches = 0;
+            self.fetched_versions = None;
             applied += 1;
         }
         if applied > 0 {
@@ -120,7 +145,10 @@ impl<R: Runtime> Replica<R> {
                 let command = WriteCommand::decode(&entry.payload.0).map_err(|error| {
                     format!("entry {} of shard {} is not understood: {error}", entry.index, self.shard)
                 })?;
-                let Some(versions) = known_versions(&self.store, shard, &command) else { return Ok(false) };
+                let fetched = self.fetched_versions.as_ref().filter(|fetched| fetched.index == entry.index);
+                let Some(versions) = known_versions(&self.store, shard, &command, fetched) else {
+                    return Ok(false);
+                };
                 let applied = self.machine.apply(entry.index.0, &command, &versions);
                 self.store.apply(shard, index, applied.changes.into_iter().map(engine_change).collect());
                 Some(applied.outcome)
@@ -134,11 +162,12 @@ impl<R: Runtime> Replica<R> {
         Ok(true)
     }
 
-    /// The keys of which the entries need versions that the index does not know: of a whole window of them, since one
-    /// trip to the disk serves them all.
-    fn wanted_versions(&mut self, entries: &[Entry<Payload>]) -> Vec<Bytes> {
+    /// The versions that entries need and the index does not know: those of a whole window, since one trip to the disk
+    /// serves them all; or of the first entry alone, if that has been tried before.
+    fn wanted_versions(&mut self, entries: &[Entry<Payload>]) -> Wanted {
         self.prefetches += 1;
-        let window = if self.prefetches > WINDOW_ATTEMPTS_MAX { 1 } else { WINDOW_ENTRIES_MAX };
+        let is_alone = self.prefetches > ATTEMPTS_MAX;
+        let window = if is_alone { 1 } else { WINDOW_ENTRIES_MAX };
         let mut keys: Vec<Bytes> = Vec::new();
         let mut bytes = 0;
         for entry in entries.iter().take(window).filter(|entry| entry.kind == EntryKind::Command) {
@@ -148,7 +177,8 @@ impl<R: Runtime> Replica<R> {
             // The machine judges what does not decode, when its turn comes.
             let Ok(command) = WriteCommand::decode(&entry.payload.0) else { break };
             for operation in command.operations().iter().filter(|operation| needs_version(operation)) {
-                if self.store.version_now(self.engine_shard(), &operation.key) == VersionNow::Unknown {
+                let known = self.store.version_now(self.engine_shard(), &operation.key);
+                if is_alone || known == VersionNow::Unknown {
                     bytes += operation.key.len();
                     keys.push(operation.key.clone());
                 }
@@ -156,7 +186,10 @@ impl<R: Runtime> Replica<R> {
         }
         keys.sort_unstable();
         keys.dedup();
-        keys
+        match is_alone {
+            true => Wanted::Fetch(keys),
+            false => Wanted::Learn(keys),
+        }
     }
 }
 
@@ -165,11 +198,18 @@ fn known_versions<'a, R: Runtime>(
     store: &Store<R>,
     shard: ShardId,
     command: &'a WriteCommand,
+    fetched: Option<&FetchedVersions>,
 ) -> Option<Known<'a>> {
     let asked = command.operations().iter().filter(|operation| needs_version(operation));
-    let versions = asked.map(|operation| match store.version_now(shard, &operation.key) {
-        VersionNow::Known(version) => Some((&operation.key[..], version.map(|version| version.0))),
-        VersionNow::Unknown => None,
+    let versions = asked.map(|operation| {
+        let key = &operation.key[..];
+        if let Some(version) = fetched.and_then(|fetched| fetched.of(key)) {
+            return Some((key, version));
+        }
+        match store.version_now(shard, key) {
+            VersionNow::Known(version) => Some((key, version.map(|version| version.0))),
+            VersionNow::Unknown => None,
+        }
     });
     Some(Known { versions: versions.collect::<Option<_>>()?, next: Cell::new(0) })
 }
@@ -185,5 +225,27 @@ fn engine_change(change: machine::Change) -> krita_engine::Change {
             value: Some(Bytes::copy_from_slice(&value)),
         },
         machine::Change::Delete { key } => krita_engine::Change::Delete { key },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fetched_versions_tell_absent_keys_from_unknown_ones() {
+        let key = Bytes::from_static;
+        let versions = vec![(key(b"a"), Some(3)), (key(b"c"), None)];
+        let fetched = FetchedVersions { index: Index(9), versions };
+        assert_eq!(fetched.of(b"a"), Some(Some(3)));
+        assert_eq!(fetched.of(b"c"), Some(None), "absent");
+        assert_eq!(fetched.of(b"b"), None, "not asked for");
+    }
+
+    #[test]
+    fn the_machine_is_told_what_was_known_in_the_order_of_its_questions() {
+        let versions = vec![(&b"a"[..], Some(3)), (&b"b"[..], None)];
+        let known = Known { versions, next: Cell::new(0) };
+        assert_eq!((known.version(b"a"), known.version(b"b")), (Some(3), None));
     }
 }

@@ -12,7 +12,7 @@ use krita_engine::{Batch, Headroom, LogError, LogMark, ReadError, Store};
 use krita_raft::{Entry, EntryKind, Index, LogLoad, Message, Ready, ReadyNumber, Suspicion, Term};
 use krita_runtime::{Runtime, TaskClass};
 
-use crate::applying::Applied;
+use crate::applying::{Applied, FetchedVersions, Wanted};
 use crate::command;
 use crate::core::{Core, Serving};
 use crate::replica::{Replica, raft_time};
@@ -142,8 +142,8 @@ impl<R: Runtime> Core<R> {
                     self.load_to_apply(replica, from, through);
                     return;
                 }
-                Applied::Prefetch(keys) => {
-                    self.prefetch_to_apply(replica, keys);
+                Applied::Wait(wanted) => {
+                    self.fetch_to_apply(replica, wanted);
                     return;
                 }
             }
@@ -295,9 +295,8 @@ impl<R: Runtime> Core<R> {
                     _ if replica.hold_output || replica.is_quarantined() => {}
                     // Or a snapshot has replaced the log while it was read.
                     Ok(entries) if replica.applied.next() == from => {
-                        let waits_for = replica.apply_entries(&entries);
-                        if !waits_for.is_empty() {
-                            core.prefetch_to_apply(replica, waits_for);
+                        if let Some(wanted) = replica.apply_entries(&entries) {
+                            core.fetch_to_apply(replica, wanted);
                         }
                     }
                     Ok(_) => {}
@@ -315,22 +314,29 @@ impl<R: Runtime> Core<R> {
 
     /// Has the store learn versions of keys from the disk, and goes on applying. Should it have forgotten them again by
     /// then, because the shard's runs have changed, the replica asks again.
-    fn prefetch_to_apply(self: &Rc<Self>, replica: &mut Replica<R>, keys: Vec<Bytes>) {
+    fn fetch_to_apply(self: &Rc<Self>, replica: &mut Replica<R>, wanted: Wanted) {
         replica.apply_paused = true;
         let (core, store, shard) = (self.clone(), replica.store.clone(), replica.shard);
         let from = replica.applied.next();
-        self.runtime.spawn(TaskClass::Foreground, "prefetch-to-apply", async move {
-            let fetched = store.prefetch(krita_engine::ShardId(shard), keys).await;
+        self.runtime.spawn(TaskClass::Foreground, "fetch-to-apply", async move {
+            let engine_shard = krita_engine::ShardId(shard);
+            let fetched = match wanted {
+                Wanted::Learn(keys) => store.prefetch(engine_shard, keys).await.map(|()| None),
+                Wanted::Fetch(keys) => versions_of(&store, engine_shard, keys, from).await.map(Some),
+            };
             core.with_replica(shard, |replica| {
                 replica.apply_paused = false;
                 match fetched {
+                    Ok(versions) if replica.applied.next() == from && replica.prefetches > 0 => {
+                        replica.fetched_versions = versions;
+                    }
                     // A snapshot is replacing what the store holds, or has already: nothing is missing any more.
                     Err(error) if !replica.hold_output && replica.applied.next() == from => {
                         if !core.on_index_error(replica, &error) {
                             replica.stop(format!("the index of shard {shard} cannot be read: {error}"));
                         }
                     }
-                    Ok(()) | Err(_) => {}
+                    Ok(_) | Err(_) => {}
                 }
             });
         });
@@ -378,6 +384,18 @@ impl<R: Runtime> Core<R> {
         self.touch(replica);
         Some(result)
     }
+}
+
+/// The versions that keys have before the entry at `index`.
+async fn versions_of<R: Runtime>(
+    store: &Store<R>,
+    shard: krita_engine::ShardId,
+    keys: Vec<Bytes>,
+    index: Index,
+) -> Result<FetchedVersions, ReadError> {
+    let slots = store.get_many(shard, &keys.iter().map(|key| &key[..]).collect::<Vec<_>>()).await?;
+    let versions = slots.into_iter().map(|slot| slot.map(|slot| slot.version.0));
+    Ok(FetchedVersions { index, versions: keys.into_iter().zip(versions).collect() })
 }
 
 /// Why entries could not be read.

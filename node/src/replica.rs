@@ -14,6 +14,7 @@ use krita_proto::v1;
 use krita_raft::{Change as RaftChange, Entry, Index, Raft, ReadOutcome, ReadToken, Ready, Term, Time};
 use krita_runtime::{Instant, Notify, Runtime};
 
+use crate::applying::FetchedVersions;
 use crate::command::{self, WriteCommand};
 use crate::divergence::Hashes;
 use crate::failure::Failure;
@@ -55,6 +56,8 @@ pub(crate) struct Replica<R: Runtime> {
     pub(crate) apply_paused: bool,
     /// How often versions were asked of the disk since an entry was applied.
     pub(crate) prefetches: u32,
+    /// Versions that were fetched for the next entry alone.
+    pub(crate) fetched_versions: Option<FetchedVersions>,
     /// Why this replica stopped for good: it met a command that it does not understand.
     pub(crate) stopped: Option<String>,
     /// Why this replica counts for nothing for now.
@@ -179,6 +182,7 @@ impl<R: Runtime> Replica<R> {
             apply_through: applied,
             apply_paused: false,
             prefetches: 0,
+            fetched_versions: None,
             stopped: None,
             doubt,
             is_doubt_new: false,
@@ -460,6 +464,8 @@ impl<R: Runtime> Replica<R> {
         self.machine = machine;
         self.applied = meta.position.index;
         self.applied_term = meta.position.term;
+        // What is being fetched for the next entry was asked of the old state.
+        (self.prefetches, self.fetched_versions) = (0, None);
         self.apply_through = self.apply_through.max(self.applied);
         self.hashes.reset(self.applied.0, self.machine.state_hash());
         self.raft.snapshot_installed(now, meta);
