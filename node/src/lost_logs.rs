@@ -6,8 +6,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use krita_engine::{LogError, OpenError, RecoveredShard, Store};
+use krita_engine::{Corruption, LogError, OpenError, RecoveredShard, Store};
 use krita_runtime::Runtime;
 
 use crate::cluster::Cluster;
@@ -18,6 +19,13 @@ use crate::suspicion::{forgetful_text, key_range};
 
 /// Longest note, in bytes.
 const NOTE_BYTES_MAX: usize = 64 << 10;
+
+/// How often a log that cannot be read is tried, and how long between.
+const READ_ATTEMPTS: u32 = 5;
+const READ_RETRY: Duration = Duration::from_millis(200);
+
+/// Linux's number for a device that could not read or write.
+const EIO: i32 = 5;
 
 /// Damaged files of one log are kept aside this many times.
 const ASIDE_MAX: u32 = 10_000;
@@ -91,14 +99,23 @@ pub(crate) async fn open<R: Runtime>(
 ) -> Result<(Store<R>, Vec<RecoveredShard>, bool), NodeFailure> {
     let options = || log_options(config, log, cluster.logs_total);
     let failed = |error: &OpenError| NodeFailure(format!("log {log} cannot be opened: {error}"));
-    let corruption = match krita_engine::open(runtime.clone(), options()).await {
-        Ok((store, shards)) => return Ok((store, shards, false)),
-        Err(OpenError::Corruption(corruption) | OpenError::ManifestLost(corruption)) => corruption,
-        Err(error) => return Err(failed(&error)),
+    let mut attempts = 0;
+    let reason = loop {
+        match krita_engine::open(runtime.clone(), options()).await {
+            Ok((store, shards)) => return Ok((store, shards, false)),
+            Err(OpenError::Corruption(corruption) | OpenError::ManifestLost(corruption)) => {
+                break text_of(&corruption);
+            }
+            Err(OpenError::Io { path, source }) if is_unreadable(&source) => {
+                attempts += 1;
+                if attempts == READ_ATTEMPTS {
+                    break format!("{} cannot be read: {source}", path.display());
+                }
+                runtime.sleep(READ_RETRY).await;
+            }
+            Err(error) => return Err(failed(&error)),
+        }
     };
-    let range =
-        corruption.sequences.map_or(String::new(), |(first, last)| format!(", batches {first} to {last}"));
-    let reason = format!("{corruption}{range}");
     refuse_if_alone(cluster, log, &reason)?;
     tracing::error!(log, reason, "a log is damaged: its shards are filled anew by their leaders");
     make_note(runtime, config, log, &reason).await?;
@@ -108,6 +125,18 @@ pub(crate) async fn open<R: Runtime>(
     let (store, shards) =
         krita_engine::open(runtime.clone(), options()).await.map_err(|error| failed(&error))?;
     Ok((store, shards, true))
+}
+
+fn text_of(corruption: &Corruption) -> String {
+    let range = corruption.sequences.map(|(first, last)| format!(", batches {first} to {last}"));
+    format!("{corruption}{}", range.unwrap_or_default())
+}
+
+/// Whether the device did not give back what it holds: a bad sector, which is damage like any other, unless it gets
+/// better by itself.
+fn is_unreadable(error: &io::Error) -> bool {
+    // Where the error has been wrapped, its text is left of it.
+    error.raw_os_error() == Some(EIO) || error.to_string().contains("(os error 5)")
 }
 
 /// What only this node holds cannot be filled anew: the files must stay where they are, and somebody must decide.
