@@ -39,7 +39,8 @@ fn damage_on_one_node_is_healed_or_refused_and_never_served() {
         |case: &Case| wanted.as_ref().is_none_or(|wanted| case.to_string().starts_with(wanted.as_str()));
     let cases: Vec<Case> = Case::all().into_iter().filter(is_wanted).collect();
     let shown = cases.len() == 1;
-    let (next, outcomes, failed) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()), Mutex::new(Vec::new()));
+    let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let (failed, wrong) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..THREADS.min(cases.len()) {
             scope.spawn(|| {
@@ -47,6 +48,9 @@ fn damage_on_one_node_is_healed_or_refused_and_never_served() {
                     match run(*case, shown) {
                         Ok(outcome) => {
                             println!("{case}: {outcome:?}");
+                            if let Some(objection) = outcome.objection(case) {
+                                wrong.lock().expect("nobody panics with it").push(format!("{case}: {objection}"));
+                            }
                             outcomes.lock().expect("nobody panics with it").insert(*case, outcome);
                         }
                         Err(violations) => {
@@ -66,6 +70,8 @@ fn damage_on_one_node_is_healed_or_refused_and_never_served() {
     if wanted.is_none() {
         hold_equal(&table::render(&outcomes));
     }
+    let wrong = wrong.into_inner().expect("whole");
+    assert!(wrong.is_empty(), "{} outcomes are not what they must be:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 /// The document is what was found, or becomes it.

@@ -7,7 +7,7 @@ use krita_engine::inspect::{
     LogReport, RecordName, SegmentItem, SegmentState, inspect_log, inspect_manifest,
 };
 use krita_runtime::BLOCK_SIZE;
-use krita_runtime::sim::DiskControl;
+use krita_runtime::sim::{DiskControl, ReadFault};
 
 /// The directory of the only log of a node.
 const LOG: &str = "/data/log-000";
@@ -119,11 +119,14 @@ pub enum Damage {
     Truncated,
     /// The file is gone.
     Missing,
+    /// Reads of the block fail (`EIO`) until it is written.
+    Unreadable,
 }
 
 impl Damage {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Flipped, Self::Zeroed, Self::Misplaced, Self::Truncated, Self::Missing];
+    pub const ALL: [Self; 6] =
+        [Self::Flipped, Self::Zeroed, Self::Misplaced, Self::Truncated, Self::Missing, Self::Unreadable];
 
     /// As the table calls it.
     pub fn name(self) -> &'static str {
@@ -133,6 +136,7 @@ impl Damage {
             Self::Misplaced => "another block's content",
             Self::Truncated => "truncated",
             Self::Missing => "missing",
+            Self::Unreadable => "unreadable block",
         }
     }
 }
@@ -210,6 +214,11 @@ pub(crate) fn damage(disk: &DiskControl, spot: &Spot, damage: Damage) -> bool {
             disk.truncate(&spot.path, length);
         }
         Damage::Missing => disk.remove(&spot.path),
+        Damage::Unreadable => {
+            let start = block * BLOCK_SIZE as u64;
+            disk.fail_reads_of(&spot.path, start..start + 1, ReadFault::UntilWritten);
+            return true;
+        }
     }
     disk.read(&spot.path) != Some(before)
 }

@@ -18,8 +18,9 @@ pub fn render(outcomes: &BTreeMap<Case, Outcome>) -> String {
          - **heals**: within {} s all replicas are equal, and the node leads and serves from its own disk. Nobody did\n\
          \x20 anything.\n\
          - **heals, N restarts**: the same, but the process ended N times by itself and was started again.\n\
-         - **refuses**: the node does not run, and names the file. The others serve. Replace the node, or restore the\n\
-         \x20 file if it was merely moved away.\n\
+         - **refuses**: the node does not run, and names the file. The others serve. What says who the node is is\n\
+         \x20 never made up: restore the file, or replace the node. What the device does not read is not given up for\n\
+         \x20 lost: replace the device, or the node.\n\
          - **reads fail**: clients are told that the value is damaged.\n\
          - **stays out**: the node runs and is no full member of its groups.\n\
          - **no such place**: the damage found nothing to damage, or changed nothing.\n\

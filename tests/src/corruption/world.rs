@@ -34,8 +34,14 @@ const SMALL_KEYS: usize = 100;
 const HOT_WRITES: usize = 14;
 const HOT_BYTES: usize = 16 << 10;
 
+/// Sessions that make a checkpoint's meta data long.
+const SESSIONS: usize = 400;
+
 /// How long clients work while the damage is there.
 const LOAD: Duration = Duration::from_secs(4);
+
+/// How often the damaged node is made to lead, and how many leaders are paused for that.
+const LEADS_MAX: usize = 4;
 
 /// How often a node that ends by itself is started again before it counts as refusing.
 const RESTARTS_MAX: u32 = 3;
@@ -164,7 +170,7 @@ impl World {
         });
         let until = self.simulation.now() + limit;
         while !is_done.get() && self.simulation.now() < until {
-            self.settle(Duration::from_millis(50), victim);
+            self.settle(Duration::from_millis(10), victim);
         }
         is_done.get()
     }
@@ -186,7 +192,7 @@ impl World {
 
     /// Starts the cluster and gives it data: cold and small keys below the checkpoints, hot keys over several
     /// segments, a few writes behind the checkpoints.
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self, case: Case) {
         for position in 0..self.cluster.nodes.len() {
             self.cluster.boot(position);
         }
@@ -197,6 +203,9 @@ impl World {
         let cold = self.cold.clone();
         let filled = self.script(Duration::from_secs(60), None, |worker| fill(worker, cold));
         assert!(filled, "the cluster takes no data");
+        if case.place == Place::CheckpointMeta {
+            self.open_sessions();
+        }
         self.settle(Duration::from_secs(2), None);
         // Behind the checkpoints: a few entries of each shard.
         self.script(Duration::from_secs(10), None, |mut worker| async move {
@@ -205,6 +214,26 @@ impl World {
             }
         });
         self.settle(Duration::from_millis(500), None);
+    }
+
+    /// So many sessions of the target that its state machine's part of a checkpoint takes a file of its own.
+    fn open_sessions(&mut self) {
+        let shared = self.shared.clone();
+        for _ in 0..SESSIONS {
+            self.shared = Shared::new(&self.simulation.runtime(self.client));
+            let wrote = self.script(Duration::from_secs(10), None, |mut worker| async move {
+                write_until_done(&mut worker, &hot_key(TARGET), 100).await;
+            });
+            assert!(wrote, "the cluster takes no sessions");
+        }
+        self.shared = shared;
+        // Enough log behind the last checkpoint for another.
+        self.script(Duration::from_secs(10), None, |mut worker| async move {
+            for _ in 0..4 {
+                write_until_done(&mut worker, &hot_key(TARGET), HOT_BYTES).await;
+            }
+        });
+        self.settle(Duration::from_secs(2), None);
     }
 
     fn leader_of_target(&self) -> Option<usize> {
@@ -310,7 +339,7 @@ impl World {
     /// Waits until the damaged node is whole or has given up for good, starting it again when it ends.
     fn wait_for_outcome(&mut self, victim: usize) -> Outcome {
         let mut restarts = 0;
-        let mut missing = String::new();
+        let (mut missing, mut has_served) = (String::new(), false);
         let until = self.simulation.now() + HEALS_WITHIN;
         while self.simulation.now() < until {
             if self.is_gone(victim) {
@@ -327,10 +356,11 @@ impl World {
             }
             self.settle(Duration::from_millis(500), Some(victim));
             match self.what_is_missing(victim) {
+                None if has_served => return Outcome::Heals { restarts },
                 None if !self.is_gone(victim) => {
                     self.everything_serves(victim);
-                    self.serves_alone(victim);
-                    return Outcome::Heals { restarts };
+                    self.serves_itself(victim);
+                    has_served = true;
                 }
                 None => {}
                 Some(what) => missing = what,
@@ -361,31 +391,26 @@ impl World {
         }
     }
 
-    /// With the target's other leaders paused in turn, the damaged node leads it and serves from its own disk.
-    fn serves_alone(&mut self, victim: usize) {
-        let mut paused = None;
-        for _ in 0..8 {
-            self.settle(Duration::from_millis(1500), Some(victim));
-            match self.leader_of_target() {
-                Some(leader) if leader != victim && paused.is_none() => {
-                    self.cluster.pause(leader);
-                    paused = Some(leader);
-                }
-                Some(leader) if leader != victim => {
-                    if let Some(paused) = paused.take() {
-                        self.cluster.resume(paused);
-                    }
-                }
-                Some(_) | None => {}
-            }
+    /// The damaged node leads the target and serves it from its own disk. It may find damage only then, and step back
+    /// until it is whole.
+    fn serves_itself(&mut self, victim: usize) {
+        for _ in 0..LEADS_MAX {
+            self.make_lead(victim);
+            self.everything_serves(victim);
             if self.leader_of_target() == Some(victim) {
-                break;
+                return;
             }
         }
-        self.everything_serves(victim);
-        if let Some(paused) = paused {
-            self.cluster.resume(paused);
-            self.settle(Duration::from_secs(1), Some(victim));
+    }
+
+    /// Pauses whoever else leads the target, until the damaged node does.
+    fn make_lead(&mut self, victim: usize) {
+        for _ in 0..LEADS_MAX {
+            let Some(leader) = self.leader_of_target().filter(|leader| *leader != victim) else { return };
+            self.cluster.pause(leader);
+            self.settle(Duration::from_millis(2_500), Some(victim));
+            self.cluster.resume(leader);
+            self.settle(Duration::from_millis(500), Some(victim));
         }
     }
 

@@ -8,7 +8,8 @@
 //! unknown; counters count each certain increment once; all replicas are equal, also in what they serve.
 //!
 //! - [`run`]: one seed from its start to its verdict; [`Totals`]: what the seeds met together.
-//! - `plan`: what is fixed before; `cluster`: the nodes; `nemesis`: the faults; `observer`: what nodes say meanwhile.
+//! - `plan`: what is fixed before; `cluster`: the nodes; `nemesis`: the faults; `rot`: a node with a bad disk;
+//!   `observer`: what nodes say meanwhile.
 //! - `client`, `link`: the client library's core on simulated streams; `workload`, `data`: what clients do.
 //! - `trace`: what nodes say in their logs, counted.
 
@@ -20,6 +21,7 @@ mod link;
 mod nemesis;
 pub(crate) mod observer;
 pub(crate) mod plan;
+mod rot;
 mod totals;
 pub(crate) mod trace;
 pub(crate) mod workload;
@@ -38,6 +40,7 @@ use data::Keys;
 use nemesis::Nemesis;
 use observer::Observed;
 use plan::Plan;
+use rot::Rot;
 use trace::Heard;
 use workload::{Counts, Scene, Worker};
 
@@ -48,6 +51,9 @@ const SERVES_WITHIN: Duration = Duration::from_secs(15);
 
 /// Within this time after the last write all replicas are equal.
 const EQUAL_WITHIN: Duration = Duration::from_secs(20);
+
+/// The same where a disk was bad, and a replica may have to be made anew.
+const HEALED_WITHIN: Duration = Duration::from_secs(60);
 
 /// One run under way.
 struct Run {
@@ -92,7 +98,8 @@ impl Run {
             value_bytes_max: plan.value_bytes_max,
         });
         let observed = Rc::new(RefCell::new(Observed::default()));
-        let nemesis = Nemesis::new(cluster.clone(), scene.clone(), observed.clone(), clients.clone());
+        let rot = Rot::draw(seed, plan.nodes);
+        let nemesis = Nemesis::new(cluster.clone(), scene.clone(), observed.clone(), clients.clone(), rot);
         let options = Rc::new(ClientOptions {
             cluster_name: CLUSTER_NAME.to_owned(),
             nodes: cluster.addresses(),
@@ -112,7 +119,7 @@ impl Run {
         let statuses = self.wait_for_equality();
         self.scene.is_closed.set(true);
         self.nemesis.settle(Duration::from_secs(1));
-        checks::at_the_end(&self.scene, &self.heard, statuses);
+        checks::at_the_end(&self.scene, &self.heard, statuses, self.nemesis.has_a_bad_disk());
         let report = self.report();
         let violations = self.scene.violations.take();
         match violations.is_empty() {
@@ -192,7 +199,8 @@ impl Run {
     }
 
     fn wait_for_equality(&mut self) -> checks::Statuses {
-        let until = self.simulation.now() + EQUAL_WITHIN;
+        let within = if self.nemesis.has_a_bad_disk() { HEALED_WITHIN } else { EQUAL_WITHIN };
+        let until = self.simulation.now() + within;
         loop {
             let statuses = Rc::new(RefCell::new(checks::Statuses::new()));
             let (found, addresses) = (statuses.clone(), self.cluster.addresses());
@@ -217,6 +225,15 @@ impl Run {
             handoffs: story.handoffs,
             crashes: world.crashes,
             kills: world.kills,
+            bad_disks: u64::from(self.nemesis.has_a_bad_disk()),
+            damages: world.flipped_bits
+                + world.zeroed_blocks
+                + world.misplaced_blocks
+                + world.truncated_files
+                + world.deleted_files,
+            astray_writes: world.forgotten_writes + world.misdirected_writes + world.duplicated_writes,
+            failed_reads: world.failed_reads,
+            full_disks: world.full_disk_refusals,
             torn_writes: world.torn_writes,
             lost_writes: world.lost_writes,
             resets: world.resets,

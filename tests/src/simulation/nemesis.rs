@@ -11,6 +11,7 @@ use krita_runtime::sim::{HostId, Latency, Random};
 use super::cluster::{Cluster, State};
 use super::observer::Observed;
 use super::plan::healthy_network;
+use super::rot::{self, Rot};
 use super::workload::Scene;
 
 /// Something that is done at its time.
@@ -26,6 +27,9 @@ enum Act {
     CalmNetwork,
     CalmDisk(usize),
     PowerCut(usize),
+    /// Something that a bad disk does, and its end.
+    Rot,
+    CalmRot,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +89,8 @@ pub(crate) struct Nemesis {
     scheduled: u64,
     /// Nodes whose disk was told to fail, and that may therefore give up.
     excused: Vec<bool>,
+    /// The node whose disk is bad, in worlds that have one.
+    rot: Option<Rot>,
     pub(crate) counts: Counts,
 }
 
@@ -101,9 +107,13 @@ impl Nemesis {
         scene: Rc<Scene>,
         observed: Rc<RefCell<Observed>>,
         clients: Vec<HostId>,
+        rot: Option<Rot>,
     ) -> Self {
         let random = cluster.simulation.random();
-        let excused = vec![false; cluster.nodes.len()];
+        let mut excused = vec![false; cluster.nodes.len()];
+        if let Some(rot) = &rot {
+            excused[rot.position] = true;
+        }
         Self {
             cluster,
             scene,
@@ -113,8 +123,13 @@ impl Nemesis {
             acts: BTreeMap::new(),
             scheduled: 0,
             excused,
+            rot,
             counts: Counts::default(),
         }
+    }
+
+    pub(crate) fn has_a_bad_disk(&self) -> bool {
+        self.rot.is_some()
     }
 
     /// Breaks things for as long as the plan says, then mends everything.
@@ -134,6 +149,10 @@ impl Nemesis {
         ] {
             let when = sometime(&self.random, from, to);
             self.schedule(when, Act::Must(fault));
+        }
+        if let Some(rot) = &self.rot {
+            let pause = rot.pause();
+            self.schedule(pause, Act::Rot);
         }
         while let Some((at, act)) = self.acts.pop_first().map(|((at, _), act)| (at, act)) {
             if at >= end {
@@ -185,6 +204,7 @@ impl Nemesis {
         self.acts.clear();
         self.heal_network();
         self.calm_network();
+        self.calm_rot();
         for position in 0..self.cluster.nodes.len() {
             self.calm_disk(position);
             self.cluster.resume(position);
@@ -230,6 +250,22 @@ impl Nemesis {
             Act::CalmNetwork => self.calm_network(),
             Act::CalmDisk(position) => self.calm_disk(position),
             Act::PowerCut(position) => self.power_cut(position, 100, 4_000),
+            Act::Rot => self.rot(),
+            Act::CalmRot => self.calm_rot(),
+        }
+    }
+
+    fn rot(&mut self) {
+        let Some(rot) = &self.rot else { return };
+        let disk = self.cluster.simulation.disk(self.cluster.nodes[rot.position].host);
+        let (lasts, pause) = (rot.strike(&disk), rot.pause());
+        self.schedule(lasts, Act::CalmRot);
+        self.schedule(lasts + pause, Act::Rot);
+    }
+
+    fn calm_rot(&self) {
+        if let Some(rot) = &self.rot {
+            rot::calm(&self.cluster.simulation.disk(self.cluster.nodes[rot.position].host));
         }
     }
 

@@ -65,6 +65,16 @@ counts! {
     crashes,
     /// Times that a node's processes were killed.
     kills,
+    /// Worlds with a node whose disk is bad.
+    bad_disks,
+    /// Bits flipped, blocks zeroed or misplaced, files cut or removed by it.
+    damages,
+    /// Writes that it lost, misdirected or repeated.
+    astray_writes,
+    /// Reads that it failed.
+    failed_reads,
+    /// Writes that it had no room for.
+    full_disks,
     /// Unflushed writes of which a power cut kept some sectors and lost others.
     torn_writes,
     /// Unflushed writes that a power cut lost whole.
