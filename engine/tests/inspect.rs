@@ -9,7 +9,10 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{REPLICA, SHARD, SimStore, World, checkpoint, entry, put, write_and_apply, write_hard_state};
+use common::{
+    Operation, REPLICA, SHARD, SimStore, State, World, checkpoint, entry, put, write_and_apply,
+    write_hard_state,
+};
 use krita_engine::inspect::{
     LogContext, LogReport, SegmentItem, SegmentState, Severity, inspect_log, inspect_manifest,
     inspect_segment,
@@ -96,7 +99,8 @@ fn a_sound_log_is_told_from_end_to_end() {
     assert!(one.pieces >= 3);
     let two = report.shards[&ShardId(2)];
     assert_eq!((two.entries, two.truncations, two.hard_states, two.pieces), (2, 1, 1, 0));
-    let counted = one.entries + one.pieces - 1 + two.entries + two.truncations + two.hard_states;
+    let moved = one.relocated + two.relocated;
+    let counted = one.entries + one.pieces - 1 + two.entries + two.truncations + two.hard_states + moved;
     assert_eq!(records, counted);
     let manifest = report.manifest.unwrap();
     let shard = manifest.shards.iter().find(|shard| shard.shard == SHARD).unwrap();
@@ -291,6 +295,57 @@ fn another_format_version_is_named() {
     manifest[12] = 77;
     let report = inspect_manifest(&manifest, name, &mut |_| Ok(())).unwrap();
     assert!(!report.is_valid);
+}
+
+#[test]
+fn a_log_that_was_compacted_and_killed_is_sound() {
+    let mut recycled = 0;
+    for seed in 0..12 {
+        let world = World::new(seed);
+        let options = || Options { compaction_factor: 1.0, ..common::options() };
+        for kill in 0..4 {
+            let (store, shards) =
+                world.simulation.block_on(world.host, move |runtime| open(runtime, options())).unwrap();
+            let is_new = shards.is_empty();
+            let last = shards.first().map_or(0, |shard| shard.last_index.0);
+            let writer = store.clone();
+            recycled += world.run(async move {
+                if is_new {
+                    writer.create_shard(SHARD, REPLICA, CheckpointMeta::default()).await.unwrap();
+                } else {
+                    let from = writer.applied(SHARD).unwrap().next();
+                    if from.0 <= last {
+                        for entry in writer.read_entries(SHARD, from, Index(last), usize::MAX).await.unwrap()
+                        {
+                            let done = common::changes(entry.index, &entry.payload, &mut State::new(), false);
+                            writer.apply(SHARD, entry.index, done);
+                        }
+                    }
+                }
+                for step in 0..250 {
+                    let number = last + step + 1;
+                    // Most writes hit few keys; some keys stay as they are for long.
+                    let key =
+                        format!("key-{}", if number.is_multiple_of(9) { number % 400 } else { number % 7 });
+                    let operation = match number % 13 {
+                        0 => Operation::Delete(key.into()),
+                        length => put(&key, vec![number as u8; 300 * length as usize]),
+                    };
+                    write_and_apply(&writer, number, &[operation]).await;
+                    if number.is_multiple_of(30 + seed) {
+                        checkpoint(&writer).await;
+                    }
+                }
+                writer.statistics().segments_recycled
+            });
+            drop(store);
+            world.simulation.run_for(Duration::from_millis(kill * 7));
+            world.simulation.crash(world.host);
+            let report = inspect(&image(&world));
+            assert!(!report.findings.damaged(), "seed {seed}, kill {kill}: {:?}", report.findings);
+        }
+    }
+    assert!(recycled > 20, "{recycled} segments were used again");
 }
 
 proptest! {

@@ -120,6 +120,11 @@ fn log(files: &FileArguments, records: bool, form: Form, out: &mut impl Write) -
         let which = if records { Which::All } else { Which::None };
         let mut lister = Lister { out: &mut *out, form, which, listing: false };
         let report = inspect_log(&Folder(path.clone()), files.nonce, &mut |item| lister.show(item))?;
+        if report.context.is_none() && !report.findings.damaged() {
+            let what =
+                format!("{}: no log: name a folder such as log-000, or a data directory", path.display());
+            return Err(Failure::Refused(what));
+        }
         damaged |= report.findings.damaged();
         let path = path.display().to_string();
         match form {
