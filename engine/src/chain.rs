@@ -6,8 +6,8 @@
 //! the manifest knows to have been durable. The walk tells of it and goes on behind it.
 //!
 //! ```text
-//!   segment 4  │h│ 17 │ 18 │ ?? │ 21 │        segment 5 has no file        segment 6  │h│ 30 │ 31 │ torn
-//!                            └ gap 19..20      └ gap 22..29                             end: 32 ┘
+//!   segment 4  │h│ 17 │ 18 │ ?? │ 21 │    segment 5 has no file    segment 6  │h│ 30 │ 31 │ torn
+//!                            └ gap 19..20  └ gap 22..29                        end: 32 ┘
 //! ```
 
 use std::collections::BTreeMap;

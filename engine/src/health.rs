@@ -1,4 +1,5 @@
-//! The health of what is stored: damage that was found, mending single values, replicas that may have forgotten, and room.
+//! The health of what is stored: damage that was found, mending single values, replicas that may have forgotten,
+//! and room.
 
 use std::cell::RefCell;
 use std::rc::Rc;

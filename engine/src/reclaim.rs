@@ -116,8 +116,8 @@ impl<R: Runtime> Inner<R> {
         }
     }
 
-    /// Turns dead segments into spare ones. The manifest says first that they are not in use any more: a segment that it
-    /// lists and no file holds is damage.
+    /// Turns dead segments into spare ones. The manifest says first that they are not in use any more: a segment that
+    /// it lists and no file holds is damage.
     pub(crate) async fn reclaim(&self) -> Result<(), LogError> {
         self.give_up_floors();
         if self.dead_segments().is_empty() {
@@ -132,7 +132,8 @@ impl<R: Runtime> Inner<R> {
         Ok(())
     }
 
-    /// Names segments that were put to use, and of `gone` those that are not in use any more; none if the manifest knows.
+    /// Names segments that were put to use, and of `gone` those that are not in use any more; none if the manifest
+    /// knows.
     pub(crate) fn lives_change(&self, gone: &[SegmentId]) -> Option<ManifestChange> {
         let listed = self.manifest.lives();
         let segments = self.segments.borrow();

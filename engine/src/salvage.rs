@@ -1,16 +1,17 @@
 //! Opening a damaged log: what of each shard is still proven, and how the log goes on.
 //!
 //! After "Protocol-Aware Recovery for Consensus-Based Storage" (Alagappan and others, FAST '18): damage never makes a
-//! log end early in silence, and never takes a whole node down. A shard of which nothing can be missing stays sound. Any
-//! other is *suspect*: it may have forgotten entries or a vote that it acknowledged, keeps what is contiguous before the
-//! damage, and counts for nothing until a leader has healed it.
+//! log end early in silence, and never takes a whole node down. A shard of which nothing can be missing stays sound.
+//! Any other is *suspect*: it may have forgotten entries or a vote that it acknowledged, keeps what is contiguous
+//! before the damage, and counts for nothing until a leader has healed it.
 //!
 //! When the chain of batches has a gap in a shard's range of replay, the shard is sound if behind the last gap
 //!
 //! - its hard state was written again, or the manifest's is from behind the gap; and
 //! - its entries are *proven*: an entry was written that replaces all entries behind the checkpoint, or one whose
 //!   predecessor was there before the gap and has the same term. All entries of a term come from one leader's log
-//!   (Raft, Log Matching), so what it follows is what was there; and an entry takes back whatever the gap held behind it.
+//!   (Raft, Log Matching), so what it follows is what was there; and an entry takes back whatever the gap held behind
+//!   it.
 //!
 //! The verdict is one frame of the manifest, written before anything else of the log may change: it makes the suspicion
 //! durable, and settles which batches do not count, so that the next opening, which meets the same damage, does not

@@ -65,9 +65,9 @@ struct Pass<R: Runtime> {
 }
 
 impl<R: Runtime> Store<R> {
-    /// Reads all that this log holds once, at most so fast: index, values, log, manifest. Says what is damaged and needs
-    /// somebody's help, as [`Store::take_damages`] does too; what memory knows is mended on the way. With very many
-    /// damages it ends early: scrub again once they are mended.
+    /// Reads all that this log holds once, at most so fast: index, values, log, manifest. Says what is damaged and
+    /// needs somebody's help, as [`Store::take_damages`] does too; what memory knows is mended on the way. With very
+    /// many damages it ends early: scrub again once they are mended.
     pub async fn scrub(&self, bytes_per_second: u64) -> Vec<Damage> {
         let (bytes_per_second, inner) = (bytes_per_second.max(1), self.inner.clone());
         let mut pass = Pass { inner, bytes_per_second, damages: Vec::new(), stretches: Vec::new() };

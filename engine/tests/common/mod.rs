@@ -20,6 +20,7 @@ pub type Opened = Result<(SimStore, Vec<RecoveredShard>), OpenError>;
 /// A shard's keys: version and value.
 pub type State = BTreeMap<Bytes, (Index, Bytes)>;
 
+pub const BLOCK: usize = 4096;
 pub const DIRECTORY: &str = "/data/log0";
 pub const SHARD: ShardId = ShardId(1);
 pub const REPLICA: ReplicaId = ReplicaId(11);
@@ -239,4 +240,33 @@ pub fn for_seeds(name: &str, count: u64, mut test: impl FnMut(u64)) {
             resume_unwind(panic);
         }
     }
+}
+
+/// No seal unless a test asks for one.
+pub fn unsealed() -> Options {
+    Options { seal_after: Duration::from_secs(10_000), ..options() }
+}
+
+pub fn open_with(world: &World, options: Options) -> Opened {
+    world.simulation.block_on(world.host, |runtime| open(runtime, options))
+}
+
+/// A store with one fresh shard, opened with these options.
+pub fn create(world: &World, options: Options) -> SimStore {
+    let (store, _) = open_with(world, options).unwrap();
+    let created = store.clone();
+    world.run(async move { created.create_shard(SHARD, REPLICA, CheckpointMeta::default()).await }).unwrap();
+    store
+}
+
+/// Where the batches of a segment start, by walking their headers.
+pub fn batches(segment: &[u8]) -> Vec<usize> {
+    let mut offsets = Vec::new();
+    let mut offset = BLOCK;
+    while segment.get(offset + 16..offset + 20) == Some(b"KBAT") {
+        offsets.push(offset);
+        let length = u32::from_le_bytes(segment[offset + 36..offset + 40].try_into().unwrap());
+        offset += (length as usize).next_multiple_of(BLOCK);
+    }
+    offsets
 }
