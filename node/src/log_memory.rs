@@ -206,7 +206,9 @@ impl<R: Runtime> Core<R> {
         };
         let Some(what) = objection(log.found, remembered, log.was_replaced) else { return };
         let reason = format!("log {} lost its end: {what}, node {from} remembers", mark.log);
-        for replica in serving.replicas.values_mut().filter(|replica| replica.log == position) {
+        let of_this_log = serving.replicas.values_mut().filter(|replica| replica.log == position);
+        // Several peers remember, and each says so at every connection; once in a life is enough, healed or not.
+        for replica in of_this_log.filter(|replica| !replica.was_doubted) {
             self.suspect_replica(replica, Suspicion::Forgetful, &reason);
         }
     }

@@ -62,6 +62,8 @@ pub(crate) struct Replica<R: Runtime> {
     pub(crate) stopped: Option<String>,
     /// Why this replica counts for nothing for now.
     pub(crate) doubt: Option<Doubt>,
+    /// It has been suspect in this life: whatever it may have forgotten before is seen to.
+    pub(crate) was_doubted: bool,
     /// The store does not know yet what `doubt` says.
     pub(crate) is_doubt_new: bool,
     /// A task has the store note `doubt`.
@@ -184,6 +186,7 @@ impl<R: Runtime> Replica<R> {
             prefetches: 0,
             fetched_versions: None,
             stopped: None,
+            was_doubted: doubt.is_some(),
             doubt,
             is_doubt_new: false,
             is_recording_doubt: false,

@@ -103,6 +103,7 @@ impl<R: Runtime> Core<R> {
         tracing::error!(shard = replica.shard, reason, "this replica is suspect: {suspicion}");
         replica.raft.become_suspect(raft_time(self.runtime.now()), suspicion);
         replica.doubt = Some(Doubt::new(suspicion, reason));
+        replica.was_doubted = true;
         replica.fail_confirmed();
         self.touch(replica);
         self.record_doubt(replica);
