@@ -26,12 +26,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use krita_engine::{CheckpointMeta, EntryRecord, Index, RecoveredShard, Store};
+use krita_engine::{CheckpointMeta, EntryRecord, Index, OpenError, RecoveredShard, Store};
 use krita_runtime::Runtime;
 
 use crate::config::Config;
 use crate::core::NodeFailure;
+use crate::lost_logs;
 use crate::open::log_options;
+use crate::suspicion::forgetful_text;
 
 /// The file that says which log owns which shard.
 const OWNERSHIP_FILE: &str = "ownership";
@@ -234,7 +236,8 @@ pub(crate) fn marker(config: &Config, log: u16) -> PathBuf {
     config.data_directory.join(format!("log-{log:03}.created"))
 }
 
-/// Copies the shards, then publishes the new ownership. The old logs drop theirs when they are opened next.
+/// Copies the shards, then publishes the new ownership. The old logs drop theirs when they are opened next. While a log
+/// is damaged nothing moves: it is opened where it is, which heals it, and a later start hands its shards on.
 async fn hand_off<R: Runtime>(
     runtime: &R,
     config: &Config,
@@ -250,12 +253,18 @@ async fn hand_off<R: Runtime>(
         "more cores than logs: handing shards to new logs"
     );
     let generation = ownership.generation + 1;
-    let mut sources = Vec::new();
-    for log in 0..ownership.logs_total {
-        sources.push(open(runtime, config, log, logs_total).await?);
-    }
+    let Some(sources) = open_sources(runtime, config, ownership, logs_total).await? else { return Ok(()) };
     for to in ownership.logs_total..logs_total {
-        let (target, leftovers) = open(runtime, config, to, logs_total).await?;
+        let (target, leftovers) =
+            match krita_engine::open(runtime.clone(), log_options(config, to, logs_total)).await {
+                Ok(opened) => opened,
+                Err(OpenError::Corruption(corruption) | OpenError::ManifestLost(corruption)) => {
+                    // Of an earlier handoff that a crash cut short: nobody owns it.
+                    postpone(sources.into_iter().map(|(store, _)| store), &corruption.to_string()).await;
+                    return Ok(());
+                }
+                Err(error) => return Err(NodeFailure(format!("log {to} cannot be opened: {error}"))),
+            };
         for leftover in leftovers {
             // Of an earlier handoff that a crash cut short. Nobody owns it, and the original may have moved on.
             target.remove_shard(leftover.shard).await.map_err(|error| {
@@ -266,21 +275,20 @@ async fn hand_off<R: Runtime>(
         for handoff in handoffs.iter().filter(|handoff| handoff.to == to) {
             let (source, shards) = &sources[usize::from(handoff.from)];
             let Some(shard) = shards.iter().find(|shard| shard.shard.0 == handoff.shard) else {
-                if exists(runtime, &marker(config, handoff.from)).await {
-                    let what = format!("log {} does not hold shard {}", handoff.from, handoff.shard);
-                    return Err(NodeFailure(what));
-                }
                 // The very first start was cut short before the shards of that log were made: nothing to copy, and
                 // the new log makes its own when it is opened.
                 is_whole = false;
                 continue;
             };
-            copy_shard(source, &target, shard, generation).await.map_err(|error| {
-                NodeFailure(format!(
-                    "shard {} cannot be handed from log {} to log {to}: {error}",
-                    handoff.shard, handoff.from
-                ))
-            })?;
+            let noted = lost_logs::note(runtime, config, handoff.from).await?;
+            let doubt = shard.suspect.clone().or(noted.map(|reason| forgetful_text(&reason)));
+            if let Err(error) = copy_shard(source, &target, shard, generation, doubt).await {
+                let (shard, from) = (handoff.shard, handoff.from);
+                let why = format!("shard {shard} cannot be handed from log {from} to log {to}: {error}");
+                drop(error);
+                postpone(sources.into_iter().map(|(store, _)| store).chain([target]), &why).await;
+                return Ok(());
+            }
         }
         if is_whole {
             mark_created(runtime, &marker(config, to)).await?;
@@ -299,22 +307,57 @@ async fn hand_off<R: Runtime>(
     save(runtime, path, ownership).await
 }
 
-async fn open<R: Runtime>(
+type OpenLog<R> = (Store<R>, Vec<RecoveredShard>);
+
+/// All logs that there are, by number; none if one of them is damaged or lacks a shard that it had.
+async fn open_sources<R: Runtime>(
     runtime: &R,
     config: &Config,
-    log: u16,
+    ownership: &Ownership,
     logs_total: u16,
-) -> Result<(Store<R>, Vec<RecoveredShard>), NodeFailure> {
-    let opened = krita_engine::open(runtime.clone(), log_options(config, log, logs_total)).await;
-    opened.map_err(|error| NodeFailure(format!("log {log} cannot be opened: {error}")))
+) -> Result<Option<Vec<OpenLog<R>>>, NodeFailure> {
+    let mut sources: Vec<OpenLog<R>> = Vec::new();
+    let mut damage = None;
+    for log in 0..ownership.logs_total {
+        match krita_engine::open(runtime.clone(), log_options(config, log, logs_total)).await {
+            Ok((store, shards)) => {
+                let was_made = exists(runtime, &marker(config, log)).await;
+                let is_there = |number: u32| shards.iter().any(|shard| shard.shard.0 == number);
+                let owned = (1..).zip(&ownership.shard_logs).filter(|(_, owner)| **owner == Some(log));
+                let missing = owned.map(|(shard, _)| shard).find(|shard| was_made && !is_there(*shard));
+                sources.push((store, shards));
+                damage = missing.map(|shard| format!("log {log} does not hold shard {shard}"));
+            }
+            Err(OpenError::Corruption(corruption) | OpenError::ManifestLost(corruption)) => {
+                damage = Some(corruption.to_string());
+            }
+            Err(error) => return Err(NodeFailure(format!("log {log} cannot be opened: {error}"))),
+        }
+        if damage.is_some() {
+            break;
+        }
+    }
+    let Some(damage) = damage else { return Ok(Some(sources)) };
+    postpone(sources.into_iter().map(|(store, _)| store), &damage).await;
+    Ok(None)
 }
 
-/// Copies a shard with its checkpoint, its entries behind it and its hard state. Durable on return.
+/// Leaves every shard where it is. What a copy has come to is removed at the next attempt.
+async fn postpone<R: Runtime>(stores: impl IntoIterator<Item = Store<R>>, why: &str) {
+    tracing::warn!(why, "shards stay in the logs where they are, and move at a later start");
+    for store in stores {
+        store.close().await;
+    }
+}
+
+/// Copies a shard with its checkpoint, its entries behind it, its hard state and what makes it suspect. Durable on
+/// return.
 async fn copy_shard<R: Runtime>(
     source: &Store<R>,
     target: &Store<R>,
     recovered: &RecoveredShard,
     generation: u64,
+    doubt: Option<String>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let shard = recovered.shard;
     let mut items = source.snapshot_source(shard).await?;
@@ -335,6 +378,10 @@ async fn copy_shard<R: Runtime>(
         installer.entries(entries).await?;
     }
     installer.finish(meta, recovered.hard_state).await?;
+    if let Some(doubt) = doubt {
+        // Before the ownership names the copy: a replica that has forgotten must not be believed for having moved.
+        target.mark_suspect(shard, &doubt).await?;
+    }
     Ok(())
 }
 
