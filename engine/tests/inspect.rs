@@ -368,7 +368,10 @@ proptest! {
     #[test]
     fn any_damage_is_looked_at(
         seed in 0_u64..4,
-        wounds in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u64>()), 1..12),
+        wounds in proptest::collection::vec(
+            (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u64>()),
+            1..12,
+        ),
     ) {
         let mut image = sample(seed);
         let names: Vec<String> = image.keys().cloned().collect();

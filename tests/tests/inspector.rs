@@ -1,8 +1,9 @@
 //! `kritactl debug` as a command: its output over small logs, its exit codes, and that it leaves everything as it was.
 //!
-//! The logs are made by the store in the simulator from a fixed seed. `KRITA_REWRITE=1 cargo test -p krita-tests --test
-//! inspector` writes what the commands print now to `tests/golden/inspector`; read the difference before keeping it. The
-//! command must have been built with the profile of the tests; `cargo xtask test` does so.
+//! The logs are made by the store in the simulator from a fixed seed. The following writes what the commands print
+//! now to `tests/golden/inspector`; read the difference before keeping it:
+//! `KRITA_REWRITE=1 cargo test -p krita-tests --test inspector`. The command must have been built with the profile of
+//! the tests; `cargo xtask test` does so.
 
 #![allow(
     clippy::disallowed_methods,

@@ -1,6 +1,7 @@
 //! What the commands for anywhere share: `kritaclient`, for data, and `kritactl`, for those who run a cluster.
 //!
-//! - [`connection`]: how to reach a cluster, the same flags for both. [`failure`]: how a command ends, and its exit code.
+//! - [`connection`]: how to reach a cluster, the same flags for both. [`failure`]: how a command ends, with its
+//!   exit code.
 //! - [`print`]: values as text and as JSON. [`health`]: how members are.
 //! - [`control`]: what `kritactl` does: status, and looking into the files of a stopped node.
 //!
