@@ -37,6 +37,16 @@ impl Damages {
         self.told.notify();
         true
     }
+
+    /// A value was mended.
+    fn mended(&self, shard: ShardId, key: &[u8], slot: &Slot) {
+        self.found.borrow_mut().retain(|damage| match damage {
+            Damage::Value { shard: damaged, key: at, slot: was, .. } => {
+                (*damaged, &at[..], was) != (shard, key, slot)
+            }
+            Damage::State { .. } | Damage::Log { .. } => true,
+        });
+    }
 }
 
 impl<R: Runtime> Inner<R> {
@@ -189,6 +199,7 @@ async fn repair<R: Runtime>(
         let state = shards.get_mut(&shard).ok_or(LogError::UnknownShard(shard))?;
         match state.index.relocate(&key, &slot, to.region.clone(), view.generation()) {
             Relocated::Done => {
+                inner.damages.mended(shard, &key, &slot);
                 done.set(true);
                 return Ok(());
             }

@@ -310,3 +310,71 @@ fn a_crash_while_a_damaged_log_is_opened_changes_nothing() {
         }
     });
 }
+
+#[test]
+fn what_scrubbing_mends_under_a_running_log_is_whole_after_a_restart() {
+    let kinds = [Blow::FlippedBit, Blow::ZeroedBlock, Blow::MisplacedBlock];
+    let (mut states, mut whole) = (0, 0);
+    for_seeds("damage", 80, |seed| {
+        let (world, random) = (World::new(seed), Random::new(seed));
+        let models = build(&world, &random);
+        let (store, shards) = world.open();
+        let (replaying, known) = (store.clone(), shards.clone());
+        world.run(async move {
+            for shard in known {
+                let from = replaying.applied(shard.shard).unwrap().next();
+                if from <= shard.last_index {
+                    let entries =
+                        replaying.read_entries(shard.shard, from, shard.last_index, usize::MAX).await;
+                    for entry in entries.unwrap() {
+                        let changes = changes(entry.index, &entry.payload, &mut State::new(), false);
+                        replaying.apply(shard.shard, entry.index, changes);
+                    }
+                }
+            }
+        });
+        let disk = world.simulation.disk(world.host);
+        let blows: Vec<Damaged> = (0..random.between(1, 4))
+            .filter_map(|_| disk.damage_at_random(kinds[random.below(3) as usize]))
+            .collect();
+        let (mending, known) = (store.clone(), models.clone());
+        world.run(async move {
+            mend(mending.clone(), known).await;
+            // Mended values last from the next checkpoint on.
+            for shard in mending.shards() {
+                take_checkpoint(&mending, shard, 10).await;
+            }
+        });
+        let damaged: Vec<ShardId> = world
+            .run({
+                let store = store.clone();
+                async move { store.scrub(u64::MAX).await }
+            })
+            .into_iter()
+            .map(|damage| match damage {
+                Damage::State { shard, .. } => shard,
+                other => panic!("{blows:?}: {other:?} is left"),
+            })
+            .collect();
+        states += damaged.len();
+        drop(store);
+        world.simulation.crash(world.host);
+        let (store, again) = world.open();
+        assert_eq!(again.len(), models.len(), "{blows:?}");
+        for (found, model) in again.iter().zip(&models) {
+            if damaged.contains(&found.shard) {
+                continue;
+            }
+            assert_eq!(found.suspect, None, "{blows:?}");
+            check_shard(found, model, &blows);
+            whole += 1;
+            let (store, found, model) = (store.clone(), found.clone(), model.clone());
+            world.run(async move {
+                check_content(store.clone(), found.clone(), model.clone(), false).await;
+                // Everything is read, nothing fails.
+                check_content(store, found, model, true).await;
+            });
+        }
+    });
+    println!("{whole} whole, {states} states");
+}
