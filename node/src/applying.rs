@@ -23,8 +23,8 @@ const APPLY_SLICE: usize = 512;
 const WINDOW_ENTRIES_MAX: usize = 256;
 const WINDOW_KEY_BYTES_MAX: usize = 1 << 20;
 
-/// How often the store is asked in vain to learn versions before those of the next entry are fetched and kept here: what
-/// is learnt may not fit the memory that the store sets aside for it.
+/// How often the store is asked in vain to learn versions before those of the next entry are fetched and kept here:
+/// what is learnt may not fit the memory that the store sets aside for it.
 const ATTEMPTS_MAX: u32 = 2;
 
 /// How far applying got.

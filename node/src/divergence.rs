@@ -1,5 +1,5 @@
-//! Replicas of a shard compare themselves: each keeps the rolling hash of its state at some indexes, and the leader asks
-//! the others for theirs. Equal replicas have equal hashes at equal indexes.
+//! Replicas of a shard compare themselves: each keeps the rolling hash of its state at some indexes, and the leader
+//! asks the others for theirs. Equal replicas have equal hashes at equal indexes.
 //!
 //! A replica that differs from a majority is quarantined and filled anew. Where no majority agrees, it is only said.
 

@@ -223,8 +223,8 @@ impl<R: Runtime> Core<R> {
     /// acknowledged meanwhile, and what comes behind it collects. A part of it may have been written before: writing an
     /// entry anew replaces it by itself.
     ///
-    /// What frees space may use the reserve. So may, in part, new values that were taken before the disk was known to be
-    /// full: others wait behind them.
+    /// What frees space may use the reserve. So may, in part, new values that were taken before the disk was known to
+    /// be full: others wait behind them.
     async fn write_once_there_is_room(
         &self,
         store: &Store<R>,

@@ -7,10 +7,11 @@
 //! - `core`: one core's state, with a picture of what flows where; `node`: start, forming, end; `open`: logs and
 //!   replicas come to life.
 //! - `server`, `request`, `router`, `responder`: a request's way in, to its shard, and its answer's way out.
-//! - `replica`: where Raft, the store and the state machine meet; `applying`, `writes`, `reads`; `emit`: the end of each round,
-//!   one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes; `snapshots`; `room`: full disks;
-//!   `suspicion`, `lost_logs`, `log_memory`, `mending`, `scrubbing`,
-//!   `divergence`: damage, how it is found and what is done about it.
+//! - `replica`: where Raft, the store and the state machine meet; `applying`, `writes`, `reads`; `emit`: the end of
+//!   each round, one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes;
+//!   `snapshots`.
+//! - `room`: full disks. `suspicion`, `lost_logs`, `log_memory`, `mending`, `scrubbing`, `divergence`: damage, how it
+//!   is found and what is done about it.
 //! - Pure leaves: [`command`], [`machine`], [`sessions`], [`placement`], [`forming`], [`config`], [`auth`].
 //!
 //! What is deliberately absent: clocks, threads, sockets and files (they come from the runtime), and any lock: what a
