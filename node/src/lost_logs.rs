@@ -1,8 +1,8 @@
 //! Logs that do not come back whole: what is damaged is kept aside, the shards begin anew, empty, and suspect.
 //!
 //! A shard that lost its log has forgotten entries and votes, so it must not be taken for a new one, whenever the
-//! power goes. Hence a note is written first (`log-NNN.suspect`), durably, then the shards are made, then each is marked
-//! in the log itself, and only then the note goes. A note that is found at a start is acted upon again.
+//! power goes. Hence a note is written first (`log-NNN.suspect`), durably, then the shards are made, then each is
+//! marked in the log itself, and only then the note goes. A note that is found at a start is acted upon again.
 
 use std::io;
 use std::path::{Path, PathBuf};
