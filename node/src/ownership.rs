@@ -255,22 +255,13 @@ async fn hand_off<R: Runtime>(
     let generation = ownership.generation + 1;
     let Some(sources) = open_sources(runtime, config, ownership, logs_total).await? else { return Ok(()) };
     for to in ownership.logs_total..logs_total {
-        let (target, leftovers) =
-            match krita_engine::open(runtime.clone(), log_options(config, to, logs_total)).await {
-                Ok(opened) => opened,
-                Err(OpenError::Corruption(corruption) | OpenError::ManifestLost(corruption)) => {
-                    // Of an earlier handoff that a crash cut short: nobody owns it.
-                    postpone(sources.into_iter().map(|(store, _)| store), &corruption.to_string()).await;
-                    return Ok(());
-                }
-                Err(error) => return Err(NodeFailure(format!("log {to} cannot be opened: {error}"))),
-            };
-        for leftover in leftovers {
-            // Of an earlier handoff that a crash cut short. Nobody owns it, and the original may have moved on.
-            target.remove_shard(leftover.shard).await.map_err(|error| {
-                NodeFailure(format!("{} cannot be removed from log {to}: {error}", leftover.shard))
-            })?;
-        }
+        let target = match open_target(runtime, config, to, logs_total).await? {
+            Ok(target) => target,
+            Err(damage) => {
+                postpone(sources.into_iter().map(|(store, _)| store), &damage).await;
+                return Ok(());
+            }
+        };
         let mut is_whole = true;
         for handoff in handoffs.iter().filter(|handoff| handoff.to == to) {
             let (source, shards) = &sources[usize::from(handoff.from)];
@@ -331,6 +322,7 @@ async fn open_sources<R: Runtime>(
             Err(OpenError::Corruption(corruption) | OpenError::ManifestLost(corruption)) => {
                 damage = Some(corruption.to_string());
             }
+            Err(error @ OpenError::Io { .. }) => damage = Some(error.to_string()),
             Err(error) => return Err(NodeFailure(format!("log {log} cannot be opened: {error}"))),
         }
         if damage.is_some() {
@@ -340,6 +332,31 @@ async fn open_sources<R: Runtime>(
     let Some(damage) = damage else { return Ok(Some(sources)) };
     postpone(sources.into_iter().map(|(store, _)| store), &damage).await;
     Ok(None)
+}
+
+/// The new log, without what an earlier handoff that a crash cut short has left there: nobody owns that, and the
+/// originals may have moved on. Or what is damaged in it.
+async fn open_target<R: Runtime>(
+    runtime: &R,
+    config: &Config,
+    log: u16,
+    logs_total: u16,
+) -> Result<Result<Store<R>, String>, NodeFailure> {
+    let opened = krita_engine::open(runtime.clone(), log_options(config, log, logs_total)).await;
+    let (target, leftovers) = match opened {
+        Ok(opened) => opened,
+        Err(OpenError::Corruption(corruption) | OpenError::ManifestLost(corruption)) => {
+            return Ok(Err(corruption.to_string()));
+        }
+        Err(error @ OpenError::Io { .. }) => return Ok(Err(error.to_string())),
+        Err(error) => return Err(NodeFailure(format!("log {log} cannot be opened: {error}"))),
+    };
+    for leftover in leftovers {
+        target.remove_shard(leftover.shard).await.map_err(|error| {
+            NodeFailure(format!("{} cannot be removed from log {log}: {error}", leftover.shard))
+        })?;
+    }
+    Ok(Ok(target))
 }
 
 /// Leaves every shard where it is. What a copy has come to is removed at the next attempt.
