@@ -119,7 +119,7 @@ impl Run {
         let statuses = self.wait_for_equality();
         self.scene.is_closed.set(true);
         self.nemesis.settle(Duration::from_secs(1));
-        checks::at_the_end(&self.scene, &self.heard, statuses, self.nemesis.has_a_bad_disk());
+        checks::at_the_end(&self.scene, &self.heard, statuses, self.nemesis.bad_disk().is_some());
         let report = self.report();
         let violations = self.scene.violations.take();
         match violations.is_empty() {
@@ -189,9 +189,11 @@ impl Run {
         }
     }
 
-    /// With each node in turn out of the way, so that every replica has to serve what it holds.
+    /// With each node in turn out of the way, so that every replica has to serve what it holds. Where a disk is bad,
+    /// only its node: without another one, what the bad disk holds may have to be healed first.
     fn read_from_everybody(&mut self) {
-        for position in 0..self.cluster.nodes.len() {
+        let bad = self.nemesis.bad_disk();
+        for position in (0..self.cluster.nodes.len()).filter(|node| bad.is_none_or(|bad| bad == *node)) {
             self.cluster.pause(position);
             self.demand(SERVES_WITHIN, "with one node paused it does not serve", checks::everything_is_read);
             self.cluster.resume(position);
@@ -199,7 +201,7 @@ impl Run {
     }
 
     fn wait_for_equality(&mut self) -> checks::Statuses {
-        let within = if self.nemesis.has_a_bad_disk() { HEALED_WITHIN } else { EQUAL_WITHIN };
+        let within = if self.nemesis.bad_disk().is_some() { HEALED_WITHIN } else { EQUAL_WITHIN };
         let until = self.simulation.now() + within;
         loop {
             let statuses = Rc::new(RefCell::new(checks::Statuses::new()));
@@ -225,7 +227,7 @@ impl Run {
             handoffs: story.handoffs,
             crashes: world.crashes,
             kills: world.kills,
-            bad_disks: u64::from(self.nemesis.has_a_bad_disk()),
+            bad_disks: u64::from(self.nemesis.bad_disk().is_some()),
             damages: world.flipped_bits
                 + world.zeroed_blocks
                 + world.misplaced_blocks

@@ -128,8 +128,9 @@ impl Nemesis {
         }
     }
 
-    pub(crate) fn has_a_bad_disk(&self) -> bool {
-        self.rot.is_some()
+    /// The node whose disk is bad.
+    pub(crate) fn bad_disk(&self) -> Option<usize> {
+        self.rot.as_ref().map(|rot| rot.position)
     }
 
     /// Breaks things for as long as the plan says, then mends everything.
