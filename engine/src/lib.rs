@@ -2,8 +2,8 @@
 //!
 //! A value is written once, as part of the Raft entry that carried it. The index maps each key to the place of its
 //! value in the log: a memtable for what is new, and below it immutable sorted runs on disk. Segments that are mostly
-//! dead are emptied by moving what is alive in them. Nothing here knows elections or clients: the engine stores entries,
-//! hard states and truncations of any number of shards, and keeps what their state machines applied.
+//! dead are emptied by moving what is alive in them. Nothing here knows elections or clients: the engine stores
+//! entries, hard states and truncations of any number of shards, and keeps what their state machines applied.
 //!
 //! ```text
 //!    write(batch)      apply(index, changes)      get, scan           value(slot)      checkpoint(meta)

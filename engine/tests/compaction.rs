@@ -164,8 +164,8 @@ fn overwrite(seed: u64, options: Options, segments: u64, value_bytes: u64, round
     assert_eq!(node.store.take_damages(), []);
     let came = came as f64;
     println!(
-        "{segments} segments alive, {value_bytes} bytes a value: {files_max} segments at most; {:.2} bytes written for each \
-         that came, {:.2} of them moved; {} segments evacuated",
+        "{segments} segments alive, {value_bytes} bytes a value: {files_max} segments at most; {:.2} bytes written for \
+         each that came, {:.2} of them moved; {} segments evacuated",
         written / came,
         moved / came,
         statistics.segments_compacted,

@@ -609,8 +609,8 @@ fn contents_and_disk_use_survive_kills() {
     let entries: u64 = orders.acknowledged.iter().sum();
     let (share, worst_usage, worst_live) = &seen.worst;
     println!(
-        "{:.0?}: {} kills, {entries} entries, {} looks at the disk, {} above the bound; {live_bytes} bytes alive at the \
-         end; at worst {:.0} % of the bound, with {worst_live} alive: {worst_usage:?}",
+        "{:.0?}: {} kills, {entries} entries, {} looks at the disk, {} above the bound; {live_bytes} bytes alive at \
+         the end; at worst {:.0} % of the bound, with {worst_live} alive: {worst_usage:?}",
         watch.elapsed(),
         seen.kills,
         seen.samples,

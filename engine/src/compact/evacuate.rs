@@ -9,7 +9,8 @@
 //! Where the segment itself cannot tell all its keys (a payload whose other pieces lie elsewhere, damage), the indexes
 //! that have slots there are walked instead. Nothing is believed of the segment but what it says about keys, so a
 //! pass that ends well has moved everything alive: a key can lose its place in the segment meanwhile, and none can gain
-//! one, since a segment is not chosen while an installation or an unfinished payload has something in it. A value that fails its checksum is not moved: the segment stays, and the damage is told.
+//! one, since a segment is not chosen while an installation or an unfinished payload has something in it. A value that
+//! fails its checksum is not moved: the segment stays, and the damage is told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -35,7 +36,8 @@ const ROUND_KEYS: usize = 64 << 10;
 const ROUND_BYTES: usize = 16 << 20;
 /// Keys of one call to an index.
 const LOOKUP_KEYS: usize = 256;
-/// With fewer items than this for each key that is looked up, walking the runs is cheaper than reading blocks at random.
+/// With fewer items than this for each key that is looked up, walking the runs is cheaper than reading blocks at
+/// random.
 const WALK_ITEMS_PER_KEY: u64 = 128;
 /// Values this close together are read at once, up to so many bytes.
 const GAP_BYTES_MAX: u32 = 32 << 10;

@@ -92,8 +92,8 @@ impl<R: Runtime> ShardIndex<R> {
         self.active.set(key, Entry::Tombstone(version));
     }
 
-    /// Moves a key's value to another place, if the key still maps to the place of `from`; the version stays. `looked_up` is
-    /// the generation at which a lookup gave `from`.
+    /// Moves a key's value to another place, if the key still maps to the place of `from`; the version stays.
+    /// `looked_up` is the generation at which a lookup gave `from`.
     pub(crate) fn relocate(
         &mut self,
         key: &[u8],

@@ -12,7 +12,8 @@ pub fn render(outcomes: &BTreeMap<Case, Outcome>) -> String {
          \n\
          This page is made by a test, which holds it against what happens (`tests/tests/corruption_matrix.rs`;\n\
          `KRITA_BLESS=1` makes it anew). In each case one node of three is damaged in one place, once before it is\n\
-         started and once while it runs and is restarted later. In all of them clients read no wrong value and miss no\n\
+         started and once while it runs and is restarted later. In all of them clients read no wrong value and \
+         miss no\n\
          acknowledged one, and no shard is without service for {} s.\n\
          \n\
          - **heals**: within {} s all replicas are equal, and the node leads and serves from its own disk. Nobody did\n\
