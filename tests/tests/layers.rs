@@ -17,7 +17,11 @@ const MAY_DEPEND_ON: [(&str, &[&str], &str); 11] = [
     ("net", &["proto", "runtime"], "connections know frames, but neither storage nor consensus"),
     ("node", &["engine", "net", "proto", "raft", "runtime"], "a node is all parts together, but no client"),
     ("clients/rust", &["proto"], "clients run anywhere: they speak the protocol, and see no server"),
-    ("bin/client", &["client", "engine", "proto"], "thin mains over the client library and the codecs of files"),
+    (
+        "bin/client",
+        &["client", "engine", "proto"],
+        "thin mains over the client library and the codecs of files",
+    ),
     ("bin/server", &["client", "net", "node", "proto", "runtime"], "mains are thin: the work is in node"),
     ("tests", &["client", "engine", "net", "node", "proto", "raft", "runtime"], "tests see everything"),
     ("xtask", &[], "it builds the rest, so it cannot need it"),
