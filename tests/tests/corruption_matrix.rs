@@ -74,6 +74,12 @@ fn damage_on_one_node_is_healed_or_refused_and_never_served() {
     assert!(wrong.is_empty(), "{} outcomes are not what they must be:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+#[test]
+fn a_replica_that_has_forgotten_stays_suspect_when_it_moves_to_another_log() {
+    corruption::forget_and_move(SEED, environment("KRITA_SHOW").is_some())
+        .unwrap_or_else(|wrong| panic!("{wrong}"));
+}
+
 /// The document is what was found, or becomes it.
 fn hold_equal(found: &str) {
     let path = root().join("docs/corruption.md");

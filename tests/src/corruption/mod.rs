@@ -132,6 +132,23 @@ impl Outcome {
     }
 }
 
+/// A replica that has forgotten what it promised is not believed for having moved: its log is lost while the other nodes
+/// are away, it comes back suspect, and still is after a start with more cores, which moves half of its shards to
+/// another log; then the others come back and heal it.
+///
+/// # Errors
+/// What is wrong, as text.
+pub fn forget_and_move(seed: u64, shown: bool) -> Result<(), String> {
+    let heard = Heard::default();
+    trace::listen(&heard, shown, || {
+        let mut world = World::new(seed, heard.clone());
+        world.begin(Place::ManifestFirst);
+        world.forget_and_move();
+        let violations = world.judge();
+        if violations.is_empty() { Ok(()) } else { Err(violations.join("\n")) }
+    })
+}
+
 /// Runs one case. `shown`: the nodes' logs go to standard error, filtered by `RUST_LOG`.
 ///
 /// # Errors
@@ -140,7 +157,7 @@ pub fn run(case: Case, seed: u64, shown: bool) -> Result<Outcome, String> {
     let heard = Heard::default();
     trace::listen(&heard, shown, || {
         let mut world = World::new(seed, heard.clone());
-        world.begin(case);
+        world.begin(case.place);
         let mut outcome = world.play(case);
         let mut violations = world.judge();
         if violations.iter().any(|violation| violation.contains("CORRUPTION:")) {

@@ -10,7 +10,7 @@ use krita_runtime::sim::{HostId, Simulation};
 use kritaclient::RetryPolicy;
 
 use super::spot::{self, Spot, Target};
-use super::{Case, GAP_MAX, HEALS_WITHIN, Moment, Outcome, Place, Role};
+use super::{Case, Damage, GAP_MAX, HEALS_WITHIN, Moment, Outcome, Place, Role};
 use crate::history::Recorder;
 use crate::linearizability::{self, Verdict};
 use crate::simulation::checks::{self, Statuses};
@@ -192,7 +192,7 @@ impl World {
 
     /// Starts the cluster and gives it data: cold and small keys below the checkpoints, hot keys over several
     /// segments, a few writes behind the checkpoints.
-    pub(crate) fn begin(&mut self, case: Case) {
+    pub(crate) fn begin(&mut self, place: Place) {
         for position in 0..self.cluster.nodes.len() {
             self.cluster.boot(position);
         }
@@ -203,7 +203,7 @@ impl World {
         let cold = self.cold.clone();
         let filled = self.script(Duration::from_secs(60), None, |worker| fill(worker, cold));
         assert!(filled, "the cluster takes no data");
-        if case.place == Place::CheckpointMeta {
+        if place == Place::CheckpointMeta {
             self.open_sessions();
         }
         self.settle(Duration::from_secs(2), None);
@@ -412,6 +412,51 @@ impl World {
             self.cluster.resume(leader);
             self.settle(Duration::from_millis(500), Some(victim));
         }
+    }
+
+    /// See [`super::forget_and_move`].
+    pub(crate) fn forget_and_move(&mut self) {
+        const VICTIM: usize = 0;
+        for position in 0..self.cluster.nodes.len() {
+            self.cluster.kill(position);
+        }
+        self.settle(Duration::from_millis(200), Some(VICTIM));
+        let disk = self.simulation.disk(self.cluster.nodes[VICTIM].host);
+        let target = Target { shard: TARGET, cold_value: &[], cold_version: 0 };
+        let spot = spot::find(&disk, Place::ManifestFirst, &target).expect("every log has a manifest");
+        assert!(spot::damage(&disk, &spot, Damage::Missing), "it is gone");
+        for cores in [1, 2] {
+            self.cluster.boot_on(VICTIM, cores);
+            self.settle(Duration::from_secs(3), Some(VICTIM));
+            let suspects = self.suspects(VICTIM);
+            if suspects != SHARDS as usize {
+                let what = format!("{suspects} of {SHARDS} replicas are suspect on {cores} cores");
+                self.scene.violation(what);
+            }
+            self.cluster.kill(VICTIM);
+            self.settle(Duration::from_millis(200), Some(VICTIM));
+        }
+        self.cluster.boot_on(VICTIM, 2);
+        for position in 1..self.cluster.nodes.len() {
+            self.cluster.boot_on(position, 1);
+        }
+        self.settle(Duration::from_secs(3), Some(VICTIM));
+        match self.wait_for_outcome(VICTIM) {
+            Outcome::Heals { restarts: 0 } => {}
+            other => self.scene.violation(format!("{other:?}")),
+        }
+    }
+
+    /// How many replicas of a node say that they are suspect.
+    fn suspects(&mut self, position: usize) -> usize {
+        let statuses = Rc::new(RefCell::new(Statuses::new()));
+        let (found, address) = (statuses.clone(), vec![self.cluster.addresses()[position].clone()]);
+        self.script(Duration::from_secs(2), Some(position), |worker| async move {
+            checks::ask_everybody(&worker.lane.runtime, &address, &found).await;
+        });
+        let statuses = statuses.take();
+        let problems = statuses.values().flat_map(|status| &status.problems);
+        problems.filter(|problem| problem.contains("is suspect")).count()
     }
 
     /// Everything that must not have happened.

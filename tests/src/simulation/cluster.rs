@@ -69,8 +69,13 @@ impl Cluster {
 
     /// Starts a node on a number of cores that may differ from the last.
     pub(crate) fn boot(&self, position: usize) {
-        let node = &self.nodes[position];
         let cores = self.random.between(1, u64::from(self.plan.cores_max));
+        self.boot_on(position, u16::try_from(cores).expect("few"));
+    }
+
+    /// Starts a node on this many cores.
+    pub(crate) fn boot_on(&self, position: usize, cores: u16) {
+        let node = &self.nodes[position];
         let stop = StopSignal::default();
         let input = Arc::new(NodeInput {
             config: self.config(position),
@@ -94,7 +99,7 @@ impl Cluster {
                 }
             }
         };
-        self.simulation.boot(node.host, u16::try_from(cores).expect("few"), main);
+        self.simulation.boot(node.host, cores, main);
     }
 
     fn config(&self, position: usize) -> Config {

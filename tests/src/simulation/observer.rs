@@ -56,6 +56,11 @@ impl Observed {
                     self.leading.insert(shard.shard, node);
                 }
             }
+            // A replica that knows its state to be damaged says so, and serves and counts nothing until it has another.
+            let is_damaged = format!("shard {} is suspect and waits for a snapshot", shard.shard);
+            if status.problems.iter().any(|problem| problem.contains(&is_damaged)) {
+                continue;
+            }
             let here = (shard.state_hash, node);
             let (hash, other) = *self.states.entry((shard.shard, shard.applied_index)).or_insert(here);
             if hash != shard.state_hash {
