@@ -123,8 +123,7 @@ impl Outcome {
             // The marker is an empty file.
             Self::Absent if place == Place::Created => None,
             Self::Absent => Some("there is no such place in this cluster's files".to_owned()),
-            // A device that fails to read may be whole again once it is replaced: nothing is given up for lost.
-            Self::Refuses { .. } if must_refuse || case.damage == Damage::Unreadable => None,
+            Self::Refuses { .. } if must_refuse => None,
             Self::Refuses { message } => Some(format!("the node refuses to run: {message}")),
             Self::ReadsFail => Some("clients are told of damage that other replicas do not have".to_owned()),
             Self::StaysOut { what } => Some(format!("the node is not whole: {what}")),

@@ -20,11 +20,7 @@ pub fn render(outcomes: &BTreeMap<Case, Outcome>) -> String {
          \x20 anything.\n\
          - **heals, N restarts**: the same, but the process ended N times by itself and was started again.\n\
          - **refuses**: the node does not run, and names the file. The others serve. What says who the node is is\n\
-         \x20 never made up: restore the file, or replace the node. What the device does not read is not given up for\n\
-         \x20 lost: replace the device, or the node.\n\
-         - **reads fail**: clients are told that the value is damaged.\n\
-         - **stays out**: the node runs and is no full member of its groups.\n\
-         - **no such place**: the damage found nothing to damage, or changed nothing.\n\
+         \x20 never made up: restore the file, or replace the node.\n\
          \n\
          | place | damage | leader, at rest | leader, running | follower, at rest | follower, running |\n\
          |---|---|---|---|---|---|\n",
@@ -37,7 +33,7 @@ pub fn render(outcomes: &BTreeMap<Case, Outcome>) -> String {
             for role in [Role::Leader, Role::Follower] {
                 for moment in [Moment::AtRest, Moment::Running] {
                     let outcome = outcomes.get(&Case { place, damage, role, moment });
-                    let _ = write!(text, " {} |", outcome.map_or("not tried".to_owned(), cell));
+                    let _ = write!(text, " {} |", outcome.map_or("-".to_owned(), cell));
                 }
             }
             text.push('\n');
