@@ -131,9 +131,9 @@ impl Outcome {
     }
 }
 
-/// A replica that has forgotten what it promised is not believed for having moved: its log is lost while the other nodes
-/// are away, it comes back suspect, and still is after a start with more cores, which moves half of its shards to
-/// another log; then the others come back and heal it.
+/// A replica that has forgotten what it promised is not believed for having moved. Its log is lost while the other
+/// nodes are away; it comes back suspect, and still is after a start with more cores, which moves half of its shards to
+/// another log. Then the others come back and heal it.
 ///
 /// # Errors
 /// What is wrong, as text.
