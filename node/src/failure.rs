@@ -72,6 +72,19 @@ impl Failure {
         Self { hint, ..self }
     }
 
+    /// What an Error frame says, from this node or from another.
+    pub(crate) fn from_wire(error: v1::Error) -> Self {
+        Self {
+            code: ErrorCode::from_number(error.code),
+            message: error.message,
+            retry_after_ms: error.retry_after_ms,
+            current_version: error.current_version,
+            operation: error.operation,
+            hint: error.hint,
+            log_time_ms: error.log_time_ms,
+        }
+    }
+
     /// The body of an Error frame.
     pub(crate) fn to_wire(&self) -> v1::Error {
         v1::Error {

@@ -1,0 +1,151 @@
+//! The HTTP front doors of a core: each request goes to gRPC or to REST, is let in by the rules of the native hello,
+//! and asks the node by the same messages that native clients send.
+//!
+//! `admit_http` judges the token and the cluster's name; `ask` sends a message the way of a native frame and waits
+//! for its answer. Neither face decodes, routes, reads or writes on its own.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use futures_channel::oneshot;
+use krita_net::http::{HeaderMap, HttpService, IncomingBody, OutgoingBody, Request, Response, header};
+use krita_proto::error::ErrorCode;
+use krita_proto::frame::{FrameKind, RequestMessage};
+use krita_proto::v1;
+use krita_runtime::Runtime;
+use prost::Message as _;
+
+use crate::core::Core;
+use crate::failure::Failure;
+use crate::mesh::NodeRequest;
+use crate::request::ShardRequest;
+use crate::responder::{ReplySink, Responder};
+use crate::rest;
+
+/// The header (or gRPC metadata) that carries a token without `authorization: Bearer`.
+pub(crate) const TOKEN_HEADER: &str = "token";
+
+/// The header (or gRPC metadata) by which a caller may name the cluster that it means.
+pub(crate) const CLUSTER_HEADER: &str = "krita-cluster";
+
+/// One core's answers to HTTP.
+pub(crate) struct Doors<R: Runtime> {
+    pub(crate) core: Rc<Core<R>>,
+}
+
+impl<R: Runtime> HttpService for Doors<R> {
+    fn call(
+        &self,
+        request: Request<IncomingBody>,
+    ) -> impl Future<Output = Response<OutgoingBody>> + 'static {
+        rest::serve(self.core.clone(), request)
+    }
+}
+
+/// An answer that a task of this core waits for.
+struct TaskSink {
+    answer: RefCell<Option<oneshot::Sender<(FrameKind, Bytes)>>>,
+}
+
+impl ReplySink for TaskSink {
+    fn reply(&self, _ticket: u64, kind: FrameKind, body: Bytes) {
+        if let Some(answer) = self.answer.borrow_mut().take() {
+            // A task that no longer waits has lost its reader.
+            let _ = answer.send((kind, body));
+        }
+    }
+}
+
+impl<R: Runtime> Core<R> {
+    /// Whether a caller may come in, by the same rules as the native hello: `authorization: Bearer <token>` or
+    /// `token: <token>`, and, if it is given, `krita-cluster: <name>`.
+    pub(crate) fn admit_http(&self, headers: &HeaderMap) -> Result<(), Failure> {
+        let ours = &self.input.config.cluster_name;
+        if let Some(theirs) = headers.get(CLUSTER_HEADER)
+            && theirs.as_bytes() != ours.as_bytes()
+        {
+            let theirs = String::from_utf8_lossy(theirs.as_bytes());
+            let message = format!("this is cluster {ours:?}, not {theirs:?}");
+            return Err(Failure::new(ErrorCode::WrongCluster, message));
+        }
+        let token = token(headers).unwrap_or_default();
+        match self.authenticator.check(token) {
+            Ok(_admin) => Ok(()),
+            Err(error) => Err(Failure::new(ErrorCode::Unauthenticated, error.to_string())),
+        }
+    }
+
+    /// Asks the node as a native client would, and waits for the answer. The request's own `timeout_ms` bounds the
+    /// wait (0 = the server's default).
+    ///
+    /// Dropping the future does not take a write back: it goes on, and its answer is dropped.
+    pub(crate) async fn ask<M: RequestMessage>(self: &Rc<Self>, request: &M) -> Result<M::Reply, Failure> {
+        let (_, body) = self.ask_encoded(M::KIND, Bytes::from(request.encode_to_vec())).await?;
+        M::Reply::decode(body).map_err(|error| {
+            Failure::new(ErrorCode::Internal, format!("the node's own answer does not decode: {error}"))
+        })
+    }
+
+    /// As [`Self::ask`], with the encoded message of that kind, and the encoded answer with its kind.
+    pub(crate) async fn ask_encoded(
+        self: &Rc<Self>,
+        kind: FrameKind,
+        body: Bytes,
+    ) -> Result<(FrameKind, Bytes), Failure> {
+        let (sender, receiver) = oneshot::channel();
+        let sink = Rc::new(TaskSink { answer: RefCell::new(Some(sender)) });
+        self.submit_asked(kind, &body, sink);
+        // A responder that is dropped answers by itself, so the channel is never closed without an answer.
+        let (kind, body) = receiver.await.map_err(|_| Failure::unavailable("the node gave the request up"))?;
+        match kind {
+            FrameKind::Error => Err(decode_failure(&body)),
+            _ => Ok((kind, body)),
+        }
+    }
+
+    fn submit_asked(self: &Rc<Self>, kind: FrameKind, body: &Bytes, sink: Rc<dyn ReplySink>) {
+        let responder = |changes_data| Responder::new(sink.clone(), 0, changes_data);
+        let shard_count = self.serving.borrow().as_ref().map(|serving| serving.cluster.shard_count());
+        let timeout = self.input.config.request_timeout;
+        match ShardRequest::decode(kind, body, false, shard_count.unwrap_or(1), timeout) {
+            Some(_) if shard_count.is_none() => responder(false).fail(&self.not_serving()),
+            Some(Ok(request)) => {
+                let responder = responder(request.changes_data());
+                self.route(request, responder);
+            }
+            Some(Err(failure)) => responder(false).fail(&failure),
+            None => self.submit_other(kind, body, responder(false)),
+        }
+    }
+
+    /// Requests that are not about one shard's data.
+    fn submit_other(self: &Rc<Self>, kind: FrameKind, body: &Bytes, responder: Responder) {
+        match kind {
+            FrameKind::ClusterStatus => self.answer_cluster_status(responder),
+            FrameKind::NodeStatus => match v1::NodeStatus::decode(body.clone()) {
+                Ok(request) => {
+                    self.answer_node_request(NodeRequest::NodeStatus { shards: request.shards }, responder);
+                }
+                Err(error) => responder.fail(&Failure::invalid(error.to_string())),
+            },
+            FrameKind::Scrub => self.answer_node_request(NodeRequest::Scrub, responder),
+            other => responder.fail(&Failure::invalid(format!("{other} is no request that clients may make"))),
+        }
+    }
+}
+
+fn token(headers: &HeaderMap) -> Option<&str> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    });
+    bearer.or_else(|| headers.get(TOKEN_HEADER)?.to_str().ok())
+}
+
+fn decode_failure(body: &Bytes) -> Failure {
+    match v1::Error::decode(body.clone()) {
+        Ok(error) => Failure::from_wire(error),
+        Err(error) => Failure::new(ErrorCode::Internal, format!("an error that does not decode: {error}")),
+    }
+}
