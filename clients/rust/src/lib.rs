@@ -37,6 +37,7 @@
 pub mod core;
 mod error;
 mod options;
+pub mod profile;
 mod types;
 
 #[cfg(feature = "tokio")]
@@ -60,6 +61,7 @@ pub use krita_proto::error::ErrorCode;
 /// The published messages, as status calls return them.
 pub use krita_proto::v1;
 pub use options::{Options, Security};
+pub use profile::Profile;
 #[cfg(feature = "tokio")]
 pub use scan::Scan;
 pub use types::{

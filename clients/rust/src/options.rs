@@ -62,9 +62,10 @@ impl Options {
         self
     }
 
-    /// Trust the authority in `folder/ca.crt`.
-    pub fn certificates(mut self, folder: impl AsRef<Path>) -> Result<Self> {
-        let path = folder.as_ref().join("ca.crt");
+    /// Trust the authority in `place/ca.crt`, or in `place` itself if that is a file.
+    pub fn certificates(mut self, place: impl AsRef<Path>) -> Result<Self> {
+        let place = place.as_ref();
+        let path = if place.is_file() { place.to_owned() } else { place.join("ca.crt") };
         let ca_pem = std::fs::read(&path).map_err(|error| {
             Error::new(
                 ErrorCode::WrongCluster,
