@@ -9,7 +9,8 @@ use bytes::Bytes;
 use krita_engine::{CheckpointMeta, LogId, NewShard, RecoveredShard, ShardId, Store};
 use krita_proto::v1;
 use krita_raft::{
-    Configuration, EntryKind, HardState, Index, Position, Raft, ReplicaId, Restored, Term, TermRun,
+    Configuration, EntryKind, HardState, Index, Membership, Position, Raft, ReplicaId, Restored, Term,
+    TermRun,
 };
 use krita_runtime::{Runtime, TaskClass};
 
@@ -172,9 +173,9 @@ impl<R: Runtime> Core<R> {
         let doubt = doubt.map(|reason| Doubt::restored(reason, recovered.state_damaged));
         // Where a snapshot is to replace the state, it need not make sense.
         let is_quarantined = doubt.as_ref().is_some_and(|doubt| doubt.is_quarantined);
-        let configuration = match wire::decode_configuration(&recovered.checkpoint.configuration) {
-            Some(configuration) => configuration,
-            None if is_quarantined => first_configuration(placement),
+        let membership = match Membership::decode(&recovered.checkpoint.configuration) {
+            Some(membership) => membership,
+            None if is_quarantined => Membership::first(first_configuration(placement)),
             None => return Err(bad("membership")),
         };
         let machine = match Machine::decode(&recovered.checkpoint.machine) {
@@ -192,7 +193,8 @@ impl<R: Runtime> Core<R> {
                 vote: recovered.hard_state.vote.map(ReplicaId),
                 commit: Index(recovered.hard_state.commit.0),
             },
-            configuration,
+            membership,
+            memberships_behind: Vec::new(),
             log_start: Position { index: applied, term: applied_term },
             terms: recovered
                 .terms
@@ -289,7 +291,7 @@ fn new_shard(cluster: &Cluster, shard: u32) -> Option<NewShard> {
         shard: ShardId(shard),
         replica: krita_engine::ReplicaId(own.replica_id),
         meta: CheckpointMeta {
-            configuration: wire::encode_configuration(&configuration),
+            configuration: Membership::first(configuration).encode().into(),
             machine: Machine::new().encode(),
             generation: 1,
             ..CheckpointMeta::default()
@@ -331,7 +333,7 @@ fn raft_config(config: &Config, id: ReplicaId, random: u64) -> krita_raft::Confi
 
 /// The data of a checkpoint as of what a replica has applied.
 pub(crate) fn checkpoint_meta<R: Runtime>(replica: &Replica<R>) -> CheckpointMeta {
-    let configuration: Bytes = wire::encode_configuration(replica.raft.configuration());
+    let configuration: Bytes = replica.raft.applied_membership().encode().into();
     CheckpointMeta {
         applied: krita_engine::Index(replica.applied.0),
         term: krita_engine::Term(replica.applied_term.0),

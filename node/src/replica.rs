@@ -313,6 +313,9 @@ impl<R: Runtime> Replica<R> {
                 self.leader = leader;
                 self.is_install_superseded = self.is_installing && leader.is_some();
             }
+            RaftChange::Membership { set_by } => {
+                tracing::info!(shard = self.shard, set_by = set_by.index.0, "goes by another configuration");
+            }
             RaftChange::Whole { term } => {
                 tracing::info!(shard = self.shard, term = term.0, "this replica is whole again");
                 self.doubt = None;

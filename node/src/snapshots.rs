@@ -9,7 +9,7 @@ use std::time::Duration;
 use krita_engine::{CheckpointMeta, Installer, SnapshotItem, Store};
 use krita_proto::routing::PAGE_BYTES_MAX;
 use krita_proto::v1;
-use krita_raft::{Index, Position, ReplicaId, SnapshotMeta, Term};
+use krita_raft::{Index, Membership, Position, ReplicaId, SnapshotMeta, Term};
 use krita_runtime::{Instant, Notify, Runtime, TaskClass};
 
 use crate::core::Core;
@@ -18,7 +18,6 @@ use crate::machine::Machine;
 use crate::open::checkpoint_meta;
 use crate::replica::{Replica, raft_time};
 use crate::responder::Responder;
-use crate::wire;
 
 /// How long one chunk may take from its sending to its answer.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -146,12 +145,12 @@ impl<R: Runtime> Core<R> {
     }
 
     async fn begin_incoming(&self, begin: v1::SnapshotBegin) -> Result<v1::SnapshotReply, Failure> {
-        let configuration = wire::decode_configuration(&begin.configuration)
+        let membership = Membership::decode(&begin.configuration)
             .ok_or_else(|| Failure::invalid("the snapshot's membership does not decode"))?;
         Machine::decode(&begin.machine)
             .map_err(|_| Failure::invalid("the snapshot's state machine does not decode"))?;
         let position = Position { index: Index(begin.index), term: Term(begin.index_term) };
-        let meta = SnapshotMeta { position, configuration };
+        let meta = SnapshotMeta { position, membership };
         self.abandon_incoming(|incoming| incoming.shard() == begin.shard);
         if self.incoming.borrow().len() >= INCOMING_MAX {
             return Err(Failure::overloaded("as many snapshots as this core can take are on their way in"));

@@ -2,13 +2,11 @@
 //!
 //! Large payloads stay slices of the frame they came in.
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 use krita_proto::v1;
 use krita_proto::v1::raft_message::Body as Wire;
 use krita_raft::{
-    AppendAnswer, Body, Configuration, Entry, EntryKind, Heal, Index, Marks, Message, ReplicaId, Round,
+    AppendAnswer, Body, Entry, EntryKind, Heal, Index, Marks, Message, ReplicaId, Round,
     SuspectMark, Term,
 };
 
@@ -19,6 +17,14 @@ pub(crate) struct Payload(pub(crate) Bytes);
 impl krita_raft::Payload for Payload {
     fn length(&self) -> usize {
         self.0.len()
+    }
+
+    fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self(Bytes::from(bytes))
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -190,51 +196,9 @@ fn decode_answer(reply: v1::RaftAppendReply) -> Body<Payload> {
     Body::AppendReply { round: Round(reply.round), answer }
 }
 
-/// A group's members as bytes, for checkpoints and snapshots: three lists (voters, outgoing voters, learners),
-/// each a u16 count and that many u64 replica ids, little-endian.
-pub(crate) fn encode_configuration(configuration: &Configuration) -> Bytes {
-    let mut bytes = Vec::new();
-    for list in [&configuration.voters, &configuration.voters_outgoing, &configuration.learners] {
-        let count = u16::try_from(list.len()).expect("a group has a handful of members");
-        bytes.extend_from_slice(&count.to_le_bytes());
-        for id in list {
-            bytes.extend_from_slice(&id.0.to_le_bytes());
-        }
-    }
-    Bytes::from(bytes)
-}
-
-/// The members behind [`encode_configuration`]'s bytes; `None` if they are none.
-pub(crate) fn decode_configuration(mut bytes: &[u8]) -> Option<Configuration> {
-    let mut list = || {
-        let (count, rest) = bytes.split_first_chunk::<2>()?;
-        bytes = rest;
-        let mut ids = BTreeSet::new();
-        for _ in 0..u16::from_le_bytes(*count) {
-            let (id, rest) = bytes.split_first_chunk::<8>()?;
-            bytes = rest;
-            ids.insert(ReplicaId(u64::from_le_bytes(*id)));
-        }
-        Some(ids)
-    };
-    let configuration = Configuration { voters: list()?, voters_outgoing: list()?, learners: list()? };
-    (bytes.is_empty() && !configuration.voters.is_empty()).then_some(configuration)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_configuration_survives_its_bytes_and_nothing_else_is_one() {
-        let configuration = Configuration::new([ReplicaId(1), ReplicaId(1 << 40)], [ReplicaId(7)]);
-        let bytes = encode_configuration(&configuration);
-        assert_eq!(decode_configuration(&bytes), Some(configuration));
-        for length in 0..bytes.len() {
-            assert_eq!(decode_configuration(&bytes[..length]), None, "cut at {length}");
-        }
-        assert_eq!(decode_configuration(&[0; 6]), None, "a group has voters");
-    }
 
     #[test]
     fn an_append_survives_the_wire() {

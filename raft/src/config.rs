@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::configuration::Configuration;
+use crate::membership::Membership;
 use crate::suspect::Suspicion;
 use crate::types::{HardState, Index, Position, ReplicaId, TermRun};
 
@@ -124,8 +125,10 @@ impl Config {
 pub struct Restored {
     /// The last hard state written; the default if none was.
     pub hard_state: HardState,
-    /// The members as of the last entry of the log.
-    pub configuration: Configuration,
+    /// The members as of `applied`, as the checkpoint has them.
+    pub membership: Membership,
+    /// What the configuration entries behind `applied` set, in order.
+    pub memberships_behind: Vec<Membership>,
     /// The entry before the first one still in the log; the default if the log is whole.
     pub log_start: Position,
     /// The terms of the log after `log_start`, as runs: ascending, from `log_start.index + 1`; empty for an empty log.
@@ -147,7 +150,8 @@ impl Restored {
     pub fn first_start(configuration: Configuration) -> Self {
         Restored {
             hard_state: HardState::default(),
-            configuration,
+            membership: Membership::first(configuration),
+            memberships_behind: Vec::new(),
             log_start: Position::default(),
             terms: Vec::new(),
             last: Index(0),
@@ -155,6 +159,12 @@ impl Restored {
             may_have_run_before: false,
             suspect: None,
         }
+    }
+
+    /// A replica that has never run and is to join a group that exists: it knows nobody. Whoever leads makes it a
+    /// learner and fills it; until then it keeps still.
+    pub fn first_start_to_join() -> Self {
+        Restored::first_start(Configuration::default())
     }
 }
 
@@ -172,7 +182,7 @@ pub enum ConfigError {
     LeaseTooLong,
     /// A lease rests on the voters' silence, which `check_quorum` is part of.
     LeaseWithoutCheckQuorum,
-    /// No voters, or a learner that is a voter too.
+    /// A learner that is a voter too, members but no voters, or too many.
     Configuration,
     /// What was restored contradicts itself.
     Restored {
@@ -192,9 +202,8 @@ impl fmt::Display for ConfigError {
                 formatter.write_str("lease must be shorter than election_timeout less clock_drift_max")
             }
             ConfigError::LeaseWithoutCheckQuorum => formatter.write_str("a lease needs check_quorum"),
-            ConfigError::Configuration => {
-                formatter.write_str("a group needs voters, and none of them may be a learner too")
-            }
+            ConfigError::Configuration => formatter
+                .write_str("a group needs voters, not too many, and none of them may be a learner too"),
             ConfigError::Restored { problem } => {
                 write!(formatter, "restored state is inconsistent: {problem}")
             }

@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::config::Config;
 use crate::configuration::Configuration;
 use crate::log::Log;
+use crate::membership::{Membership, Memberships};
 use crate::message::{Body, Message};
 use crate::random::Random;
 use crate::ready::{Change, LogLoad, ReadOutcome, Ready, SnapshotNeeded};
 use crate::suspect::{Heal, Suspect};
-use crate::types::{HardState, Index, Payload, Position, ReadyNumber, ReplicaId, Term, Time};
+use crate::types::{
+    Entry, EntryKind, HardState, Index, Payload, Position, ReadyNumber, ReplicaId, Term, Time,
+};
 
 /// Records that were handed out and are not known to be durable.
 struct Outstanding {
@@ -58,7 +61,8 @@ impl<P> Outbox<P> {
 /// The part of a replica that every role works on.
 pub(crate) struct Core<P> {
     pub(crate) config: Config,
-    pub(crate) configuration: Configuration,
+    /// Changed only together with the log.
+    memberships: Memberships,
     pub(crate) log: Log<P>,
     /// The newest moment that the driver told.
     pub(crate) now: Time,
@@ -91,7 +95,7 @@ pub(crate) struct Core<P> {
 impl<P: Payload> Core<P> {
     pub(crate) fn new(
         config: Config,
-        configuration: Configuration,
+        memberships: Memberships,
         log: Log<P>,
         hard_state: HardState,
         now: Time,
@@ -105,7 +109,7 @@ impl<P: Payload> Core<P> {
             // What is committed already but not applied is told in the first Ready.
             handed_apply_through: log.applied(),
             config,
-            configuration,
+            memberships,
             log,
             now,
             heard_at: None,
@@ -127,6 +131,31 @@ impl<P: Payload> Core<P> {
 
     pub(crate) fn term(&self) -> Term {
         self.term
+    }
+
+    /// The configuration in force: the newest in the log.
+    pub(crate) fn configuration(&self) -> &Configuration {
+        &self.memberships.current().configuration
+    }
+
+    /// The configuration in force, and its entry.
+    pub(crate) fn membership(&self) -> &Membership {
+        self.memberships.current()
+    }
+
+    /// The membership as of `index`, which is not below what is applied.
+    pub(crate) fn membership_as_of(&self, index: Index) -> &Membership {
+        self.memberships.as_of(index)
+    }
+
+    /// Whether this replica may be needed as a leader.
+    pub(crate) fn may_lead(&self) -> bool {
+        self.memberships.may_lead(self.id(), self.log.commit())
+    }
+
+    /// Whether `id` belongs to the group, as far as this replica knows.
+    pub(crate) fn may_belong(&self, id: ReplicaId) -> bool {
+        self.memberships.may_belong(id, self.log.commit())
     }
 
     pub(crate) fn vote(&self) -> Option<ReplicaId> {
@@ -192,15 +221,43 @@ impl<P: Payload> Core<P> {
         self.outstanding.front().is_some_and(stalled)
     }
 
-    /// Drops the log's tail; what of it is still on its way to disk counts for nothing.
+    /// Appends to the log. A configuration is in force from here on; that it is one was checked before.
+    pub(crate) fn append(&mut self, entry: Entry<P>) {
+        if entry.kind == EntryKind::Configuration {
+            let configuration = Configuration::decode(entry.payload.as_bytes());
+            let configuration = configuration.expect("an entry is checked before it is appended");
+            self.memberships.append(Membership { configuration, set_by: entry.position() });
+            self.membership_changed();
+        }
+        self.log.append(entry);
+    }
+
+    /// Drops the log's tail; what of it is still on its way to disk counts for nothing, and what configurations it held
+    /// are not in force any more.
     pub(crate) fn truncate(&mut self, after: Index) {
         self.log.truncate(after);
         self.clip_outstanding(after);
+        if self.memberships.truncate(after) {
+            self.membership_changed();
+        }
+    }
+
+    fn membership_changed(&mut self) {
+        let set_by = self.membership().set_by;
+        self.change(Change::Membership { set_by });
+    }
+
+    pub(crate) fn set_applied(&mut self, index: Index) {
+        self.log.set_applied(index);
+        self.memberships.applied(index);
     }
 
     /// The log is replaced by a snapshot.
-    pub(crate) fn reset(&mut self, position: Position) {
+    pub(crate) fn reset(&mut self, position: Position, membership: Membership) {
         self.log.reset(position);
+        if self.memberships.reset(membership) {
+            self.membership_changed();
+        }
         // Only a suspect's damaged state may give way to an older one.
         self.handed_apply_through = position.index;
         self.handed_hard_state.commit = self.handed_hard_state.commit.min(position.index);

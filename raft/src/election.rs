@@ -20,13 +20,13 @@ impl<P: Payload> Raft<P> {
             return self.knock();
         }
         let core = &mut self.core;
-        // Of no use while it could not lead: it does not vote, its log is being replaced, its disk hangs.
-        if !core.configuration.is_voter(core.id()) || core.installing.is_some() || core.write_stalled() {
+        // Of no use while it could not lead: it is no voter, its log is being replaced, its disk hangs.
+        if !core.may_lead() || core.installing.is_some() || core.write_stalled() {
             self.become_follower(None);
         } else if core.is_promised() {
             // The timer is never shorter than a promise, but promises are also made without setting it.
             self.become_follower(None);
-        } else if core.config.pre_vote && !core.configuration.is_sole_voter(core.id()) {
+        } else if core.config.pre_vote && !core.configuration().is_sole_voter(core.id()) {
             self.become_pre_candidate();
         } else {
             self.become_candidate(false);
@@ -44,7 +44,8 @@ impl<P: Payload> Raft<P> {
         self.role = Role::Candidate(candidate);
         let core = &mut self.core;
         let last = core.last_position();
-        let others: Vec<ReplicaId> = core.configuration.all_voters().filter(|id| *id != core.id()).collect();
+        let others: Vec<ReplicaId> =
+            core.configuration().all_voters().filter(|id| *id != core.id()).collect();
         for to in others {
             let body = Body::PreVote { last_index: last.index, last_term: last.term };
             core.send_in_term(to, core.term().next(), body);
@@ -64,7 +65,8 @@ impl<P: Payload> Raft<P> {
             is_real: true,
         });
         let last = core.last_position();
-        let others: Vec<ReplicaId> = core.configuration.all_voters().filter(|id| *id != core.id()).collect();
+        let others: Vec<ReplicaId> =
+            core.configuration().all_voters().filter(|id| *id != core.id()).collect();
         for to in others {
             let body = Body::Vote { last_index: last.index, last_term: last.term, transfer };
             core.send_after(to, body);
@@ -122,7 +124,7 @@ impl<P: Payload> Raft<P> {
             candidate.votes.insert(core.id(), true);
         }
         let is_real = candidate.is_real;
-        match core.configuration.vote_result(|id| candidate.votes.get(&id).copied()) {
+        match core.configuration().vote_result(|id| candidate.votes.get(&id).copied()) {
             VoteResult::Pending => {}
             VoteResult::Won if is_real => self.become_leader(),
             VoteResult::Won => self.become_candidate(false),
@@ -146,7 +148,7 @@ impl<P: Payload> Raft<P> {
 
     /// Somebody asks whether it could win; nothing changes here.
     pub(crate) fn pre_vote(&mut self, from: ReplicaId, term: Term, last: Position) {
-        self.hear_candidate();
+        self.hear_candidate(from);
         let core = &mut self.core;
         // Not even a snapshot on its way in is a reason to refuse: its sender may be the one that died.
         let may_lead = core.log.is_behind_or_equal(last);
@@ -159,11 +161,11 @@ impl<P: Payload> Raft<P> {
     }
 
     /// Whether a request for a vote is to be ignored, without even entering its term.
-    pub(crate) fn ignores_vote(&mut self, transfer: bool) -> bool {
+    pub(crate) fn ignores_vote(&mut self, from: ReplicaId, transfer: bool) -> bool {
         if transfer {
             return false;
         }
-        self.hear_candidate();
+        self.hear_candidate(from);
         // A leader hears itself.
         self.core.is_promised() || matches!(self.role, Role::Leader(_))
     }

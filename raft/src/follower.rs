@@ -1,9 +1,10 @@
 //! The follower: what it takes from its leader, and how it falls silent with it.
 
+use crate::configuration::Configuration;
 use crate::message::{AppendAnswer, Body};
 use crate::raft::{Raft, Role};
 use crate::suspect::Marks;
-use crate::types::{Entry, Index, Payload, Position, ReplicaId, Round, Term};
+use crate::types::{Entry, EntryKind, Index, Payload, Position, ReplicaId, Round, Term};
 
 /// An append, taken apart.
 pub(crate) struct Append<P> {
@@ -13,15 +14,20 @@ pub(crate) struct Append<P> {
     pub(crate) round: Round,
 }
 
-impl<P> Append<P> {
-    /// Contiguous from `previous`, terms ascending, none beyond the sender's. Anything else is not from a leader.
+impl<P: Payload> Append<P> {
+    /// Contiguous from `previous`, terms ascending, none beyond the sender's, each configuration one that this version
+    /// understands. Anything else is not from a leader.
     fn is_well_formed(&self, term: Term) -> bool {
         let mut before = self.previous;
         for entry in &self.entries {
             if entry.index != before.index.next() || entry.term < before.term {
                 return false;
             }
-            before = Position { index: entry.index, term: entry.term };
+            let is_configuration = entry.kind == EntryKind::Configuration;
+            if is_configuration && Configuration::decode(entry.payload.as_bytes()).is_none() {
+                return false;
+            }
+            before = entry.position();
         }
         before.term <= term
     }
@@ -92,9 +98,9 @@ impl<P: Payload> Raft<P> {
                 Some(term) if term == entry.term => {}
                 Some(_) => {
                     core.truncate(entry.index.previous());
-                    core.log.append(entry);
+                    core.append(entry);
                 }
-                None => core.log.append(entry),
+                None => core.append(entry),
             }
         }
         core.matches_leader(matched);
@@ -119,8 +125,7 @@ impl<P: Payload> Raft<P> {
 
     pub(crate) fn timeout_now(&mut self, from: ReplicaId) {
         let core = &self.core;
-        let able =
-            core.configuration.is_voter(core.id()) && core.installing.is_none() && core.suspect.is_none();
+        let able = core.may_lead() && core.installing.is_none() && core.suspect.is_none();
         if able && self.leader() == Some(from) && !matches!(self.role, Role::Leader(_)) {
             self.become_candidate(true);
         }
@@ -144,8 +149,12 @@ impl<P: Payload> Raft<P> {
     }
 
     /// Somebody wants to campaign. If the group is silent, its leader is not to blame for that: it gets time to
-    /// speak again before anyone here helps to replace it.
-    pub(crate) fn hear_candidate(&mut self) {
+    /// speak again before anyone here helps to replace it. One that was removed, and has not heard of it, wakes nobody:
+    /// it would do so for ever.
+    pub(crate) fn hear_candidate(&mut self, from: ReplicaId) {
+        if !self.core.may_belong(from) {
+            return;
+        }
         match &mut self.role {
             Role::Leader(leader) => leader.wake(&mut self.core),
             Role::Follower(follower) if follower.quiesced => {

@@ -5,7 +5,7 @@ use crate::core::Core;
 use crate::leader::Leader;
 use crate::status::ReplicationMode;
 use crate::suspect::{Heal, Marks, SuspectMark};
-use crate::types::{Index, Payload, ReplicaId, Round};
+use crate::types::{EntryKind, Index, Payload, Position, ReplicaId, Round};
 
 /// What a leader knows of a suspect.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +13,8 @@ pub(crate) struct Doubted {
     pub(crate) nonce: u64,
     /// The newest round when the leader learnt of it: only answers to later ones tell something of what came after.
     pub(crate) learnt: Round,
+    /// The last index of the leader's log when it learnt of it.
+    pub(crate) learnt_at: Index,
     /// What it must hold to be whole; `None`: not confirmed yet.
     pub(crate) heal: Option<Index>,
 }
@@ -63,15 +65,17 @@ impl Leader {
     /// `id` is suspect: nothing that was assumed of it holds.
     fn doubt<P: Payload>(&mut self, core: &mut Core<P>, id: ReplicaId, mark: SuspectMark) {
         let learnt = self.rounds.newest();
-        let next = core.log.last().next();
+        let learnt_at = core.log.last();
+        let next = learnt_at.next();
         let Some(progress) = self.progress.get_mut(&id) else { return };
         progress.doubts += 1;
-        progress.doubted = Some(Doubted { nonce: mark.nonce, learnt, heal: None });
+        progress.doubted = Some(Doubted { nonce: mark.nonce, learnt, learnt_at, heal: None });
         progress.heard_at = core.now;
         progress.matched = Index(0);
         progress.acknowledged = Round(0);
         progress.snapshot_round = Round(0);
         progress.probe(next);
+        progress.catch_up.start_over(core.log.last(), core.now);
         core.told.insert(id, (progress.doubts, None));
         if self.transfer.as_ref().is_some_and(|transfer| transfer.to == id) {
             self.transfer = None;
@@ -93,6 +97,21 @@ impl Leader {
         }
     }
 
+    /// Where the members have ever changed: whether the present configuration is committed, and an entry that is newer
+    /// than the last suspicion; if there is none, it is appended.
+    fn has_committed_since_doubts<P: Payload>(&mut self, core: &mut Core<P>) -> bool {
+        let set_by = core.membership().set_by;
+        if set_by == Position::default() {
+            return true;
+        }
+        let doubted = self.progress.values().filter_map(|progress| progress.doubted);
+        let learnt_at = doubted.map(|doubted| doubted.learnt_at).max().unwrap_or_default();
+        if core.log.last() <= learnt_at && self.transfer.is_none() {
+            self.append(core, EntryKind::TermStart, P::default());
+        }
+        core.log.commit() > learnt_at && core.log.commit() >= set_by.index
+    }
+
     /// Decides what the suspects must hold, once that is known: when every voter that is not suspect itself has
     /// answered, in this term, a round that began after the last suspicion was learnt, and the suspects are too few
     /// to have decided anything among themselves.
@@ -102,11 +121,14 @@ impl Leader {
         if doubted.clone().all(|doubted| doubted.heal.is_some()) || !self.has_committed_in_term(core) {
             return;
         }
-        let is_whole = |id: &ReplicaId| !self.doubts(*id);
-        if !core.configuration.meets_every_majority(|id| is_whole(&id)) {
+        if !self.has_committed_since_doubts(core) {
             return;
         }
-        let confirmed = core.configuration.all_voters().filter(is_whole).all(|id| {
+        let is_whole = |id: &ReplicaId| !self.doubts(*id);
+        if !core.configuration().meets_every_majority(|id| is_whole(&id)) {
+            return;
+        }
+        let confirmed = core.configuration().all_voters().filter(is_whole).all(|id| {
             id == core.id() || self.progress.get(&id).is_some_and(|progress| progress.acknowledged > learnt)
         });
         if !confirmed {

@@ -37,7 +37,7 @@ pub(crate) enum Standing {
 }
 
 pub(crate) struct Leader {
-    /// Every other member.
+    /// Every other member, and for a moment those that have just been removed.
     pub(crate) progress: BTreeMap<ReplicaId, Progress>,
     /// The first entry of this leader's term. Nothing is committed by counting, and no read is served, below it.
     term_start: Index,
@@ -50,6 +50,8 @@ pub(crate) struct Leader {
     /// A target was told to campaign in this term. That message may arrive at any time, and voters heed it whatever
     /// they promised: no lease for the rest of the term.
     lease_forfeited: bool,
+    /// It has tried to hand over because it is on its way out of the group.
+    pub(crate) gave_way: bool,
     pub(crate) silence: Silence,
     idle_since: Time,
     heartbeat_due: Time,
@@ -59,10 +61,8 @@ impl Leader {
     /// Opens the term with an entry of its own.
     pub(crate) fn new<P: Payload>(core: &mut Core<P>) -> Self {
         let next = core.log.last().next();
-        let others = core.configuration.members().into_iter().filter(|id| *id != core.id());
-        let progress = others.map(|id| (id, Progress::new(next, core.now))).collect();
         let mut leader = Leader {
-            progress,
+            progress: BTreeMap::new(),
             term_start: next,
             rounds: Rounds::new(),
             reads: Reads::new(),
@@ -70,21 +70,28 @@ impl Leader {
             pending_bytes: 0,
             transfer: None,
             lease_forfeited: false,
+            gave_way: false,
             silence: Silence::Awake,
             idle_since: core.now,
             heartbeat_due: core.now.after(core.config.heartbeat_interval),
         };
+        leader.follow_members(core, next);
         leader.rounds.start(core.now);
         leader.append(core, EntryKind::TermStart, P::default());
         leader
     }
 
-    fn append<P: Payload>(&mut self, core: &mut Core<P>, kind: EntryKind, payload: P) -> (Term, Index) {
+    pub(crate) fn append<P: Payload>(
+        &mut self,
+        core: &mut Core<P>,
+        kind: EntryKind,
+        payload: P,
+    ) -> (Term, Index) {
         let (term, index) = (core.term(), core.log.last().next());
         let entry = Entry { term, index, kind, payload };
         self.pending_bytes += entry.cost();
         self.pending.push_back((index, entry.cost()));
-        core.log.append(entry);
+        core.append(entry);
         self.idle_since = core.now;
         (term, index)
     }
@@ -115,7 +122,7 @@ impl Leader {
         }
         self.wake(core);
         self.idle_since = core.now;
-        let alone = core.configuration.is_sole_voter(core.id());
+        let alone = core.configuration().is_sole_voter(core.id());
         let leased = self.lease_until(core).is_some_and(|until| core.now < until);
         if self.has_committed_in_term(core) && (alone || leased) {
             core.answer_read(ReadOutcome::Done { token, index: core.log.commit() });
@@ -142,7 +149,7 @@ impl Leader {
     /// The newest round that a quorum has answered.
     fn confirmed_round<P: Payload>(&self, core: &Core<P>) -> Round {
         let newest = self.rounds.newest();
-        core.configuration.quorum_value(|id| {
+        core.configuration().quorum_value(|id| {
             if id == core.id() {
                 newest
             } else {
@@ -163,7 +170,7 @@ impl Leader {
     }
 
     /// Answers the reads whose round a quorum has answered.
-    fn confirm<P: Payload>(&mut self, core: &mut Core<P>) {
+    pub(crate) fn confirm<P: Payload>(&mut self, core: &mut Core<P>) {
         let confirmed = self.confirmed_round(core);
         self.rounds.forget_before(confirmed);
         for (token, index) in self.reads.confirmed(confirmed) {
@@ -195,6 +202,7 @@ impl Leader {
             self.woke_from_pause(core);
         }
         self.heartbeat_due = core.now.after(core.config.heartbeat_interval);
+        self.watch_members(core);
         if core.config.check_quorum && !self.hears_quorum(core) {
             return Standing::StepsDown;
         }
@@ -223,7 +231,7 @@ impl Leader {
     }
 
     fn hears_quorum<P: Payload>(&self, core: &Core<P>) -> bool {
-        core.configuration.is_quorum(|id| {
+        core.configuration().is_quorum(|id| {
             id == core.id()
                 || self
                     .progress
@@ -239,7 +247,7 @@ impl Leader {
             self.reads.round_started(round, core.log.commit());
         }
         for (id, progress) in &self.progress {
-            if learners_too || core.configuration.is_voter(*id) {
+            if learners_too || core.configuration().is_voter(*id) {
                 let commit = core.log.commit().min(progress.matched);
                 core.send(*id, Body::Heartbeat { commit, round });
             }
@@ -360,6 +368,7 @@ impl Leader {
                     self.idle_since = core.now;
                 }
                 progress.accepted(matched);
+                progress.catch_up.observe(progress.matched, core.log.last(), core.now);
                 self.try_commit(core);
                 self.check_transfer(core)
             }
@@ -408,7 +417,7 @@ impl Leader {
     /// the leader's own term commits by being counted (Ongaro and Ousterhout 2014, section 5.4.2); all before it
     /// commits with it.
     pub(crate) fn try_commit<P: Payload>(&mut self, core: &mut Core<P>) {
-        let held = core.configuration.quorum_value(|id| {
+        let held = core.configuration().quorum_value(|id| {
             if id == core.id() {
                 core.log.durable()
             } else {
@@ -501,10 +510,11 @@ impl Leader {
         }
     }
 
-    /// The other voter, not a suspect, that holds most of the log.
-    fn best_successor<P: Payload>(&self, core: &Core<P>) -> Option<ReplicaId> {
-        let able = |id, progress: &Progress| core.configuration.is_voter(id) && progress.doubted.is_none();
-        let voters = self.progress.iter().filter(|(id, progress)| able(**id, progress));
+    /// The other voter, not a suspect nor on its way out, that holds most of the log.
+    pub(crate) fn best_successor<P: Payload>(&self, core: &Core<P>) -> Option<ReplicaId> {
+        let able =
+            |id, progress: &Progress| core.configuration().voters.contains(id) && progress.doubted.is_none();
+        let voters = self.progress.iter().filter(|(id, progress)| able(*id, progress));
         voters.max_by_key(|(_, progress)| (progress.matched, progress.heard_at)).map(|(id, _)| *id)
     }
 
@@ -521,6 +531,7 @@ impl Leader {
         };
         long_enough
             && self.transfer.is_none()
+            && !core.configuration().is_joint()
             && self.reads.count() == 0
             && core.log.durable() == last
             && core.log.applied() == last
@@ -574,7 +585,7 @@ impl Leader {
         self.beat(core, true);
     }
 
-    pub(crate) fn follower_statuses(&self) -> Vec<FollowerStatus> {
+    pub(crate) fn follower_statuses<P: Payload>(&self, core: &Core<P>) -> Vec<FollowerStatus> {
         let status = |(id, progress): (&ReplicaId, &Progress)| FollowerStatus {
             id: *id,
             matched: progress.matched,
@@ -583,6 +594,9 @@ impl Leader {
             inflight: progress.inflight(),
             heard_at: progress.heard_at,
             suspect: progress.doubted.is_some(),
+            is_member: progress.departing.is_none(),
+            is_caught_up: self.is_caught_up(core, progress),
+            catch_up_rounds: progress.catch_up.rounds(),
         };
         self.progress.iter().map(status).collect()
     }

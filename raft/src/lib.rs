@@ -111,6 +111,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod catch_up;
 mod config;
 mod configuration;
 mod core;
@@ -119,24 +120,28 @@ mod follower;
 mod healer;
 mod leader;
 mod log;
+mod membership;
 mod message;
 mod progress;
 mod raft;
 mod random;
 mod ready;
+mod reconfigure;
 mod rounds;
 mod status;
 mod suspect;
 mod types;
 
 pub use config::{Config, ConfigError, Restored};
-pub use configuration::Configuration;
+pub use configuration::{Configuration, LEARNERS_MAX, VOTERS_MAX};
+pub use membership::Membership;
 pub use message::{AppendAnswer, Body, Message};
 pub use raft::Raft;
 pub use ready::{
     CampaignError, Change, LogLoad, ProposeError, ReadError, ReadOutcome, Ready, SnapshotMeta,
     SnapshotNeeded, TransferError,
 };
+pub use reconfigure::{ConfigurationChange, ConfigurationError};
 pub use status::{FollowerStatus, ReplicationMode, RoleKind, Status};
 pub use suspect::{Heal, Marks, SuspectMark, SuspectStatus, Suspicion};
 pub use types::{

@@ -2,9 +2,19 @@
 
 use std::collections::VecDeque;
 
+use crate::catch_up::CatchUp;
 use crate::healer::Doubted;
 use crate::status::ReplicationMode;
 use crate::types::{Index, Round, Time};
+
+/// A member that was removed is replicated to for a moment more, so that it learns of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Departing {
+    /// The entry without it.
+    pub(crate) removed_by: Index,
+    /// From then on it gets no more; set once that entry is committed.
+    pub(crate) until: Option<Time>,
+}
 
 /// Invariants: `matched < next`; the in-flight indices ascend and lie in `matched + 1 ..= next - 1`.
 pub(crate) struct Progress {
@@ -27,6 +37,10 @@ pub(crate) struct Progress {
     pub(crate) doubted: Option<Doubted>,
     /// It asks for a snapshot only in answers to rounds after this one: older answers ask for one that it has got.
     pub(crate) snapshot_round: Round,
+    /// How closely it follows.
+    pub(crate) catch_up: CatchUp,
+    /// It is no member any more, and is told so.
+    pub(crate) departing: Option<Departing>,
     /// (last index, bytes) of the appends on their way, in `Pipeline`.
     inflight: VecDeque<(Index, usize)>,
     inflight_bytes: usize,
@@ -45,6 +59,8 @@ impl Progress {
             doubts: 0,
             doubted: None,
             snapshot_round: Round(0),
+            catch_up: CatchUp::new(next, now),
+            departing: None,
             inflight: VecDeque::new(),
             inflight_bytes: 0,
         }

@@ -8,6 +8,7 @@ use crate::core::Core;
 use crate::follower::Append;
 use crate::leader::{Leader, Silence, Standing};
 use crate::log::{Log, LogStart};
+use crate::membership::{Membership, Memberships};
 use crate::message::{Body, Message};
 use crate::ready::{CampaignError, ProposeError, ReadError, Ready, SnapshotMeta, TransferError};
 use crate::status::{RoleKind, Status};
@@ -70,14 +71,15 @@ impl<P: Payload> Raft<P> {
             applied: restored.applied,
             window_bytes_max: config.entry_cache_bytes_max,
         });
-        let mut core = Core::new(config, restored.configuration, log, hard_state, now);
+        let memberships = Memberships::new(restored.membership, restored.memberships_behind);
+        let mut core = Core::new(config, memberships, log, hard_state, now);
         if let Some(suspicion) = restored.suspect {
             if core.log.last_term() > core.term() {
                 core.set_term(core.log.last_term());
             }
             core.suspect(suspicion);
         }
-        let sole = core.configuration.is_sole_voter(core.id());
+        let sole = core.configuration().is_sole_voter(core.id());
         if restored.may_have_run_before && !sole {
             core.votes_refused_until = now.after(core.config.election_timeout_max());
         }
@@ -144,20 +146,23 @@ impl<P: Payload> Raft<P> {
             // Granted in the term that this replica would campaign in.
             Body::PreVoteReply { granted: true } => return term == self.core.term().next(),
             // Also in the current term: it may have been entered without hearing of the candidate.
-            Body::Vote { transfer, .. } if term >= self.core.term() && self.ignores_vote(*transfer) => {
+            Body::Vote { transfer, .. } if term >= self.core.term() && self.ignores_vote(from, *transfer) => {
                 return false;
             }
-            Body::Vote { .. } => {}
+            // From whoever leads or would lead, by a configuration that may not have come here yet.
+            Body::Vote { .. } | Body::Append { .. } | Body::Heartbeat { .. } | Body::Quiesce { .. } => {}
+            // One that was removed has no say in what term it is.
             Body::PreVoteReply { .. }
             | Body::VoteReply { .. }
-            | Body::Append { .. }
             | Body::AppendReply { .. }
-            | Body::Heartbeat { .. }
             | Body::HeartbeatReply { .. }
             | Body::TimeoutNow
-            | Body::Quiesce { .. }
             | Body::QuiesceReply { .. }
-            | Body::Wake => {}
+            | Body::Wake => {
+                if term > self.core.term() && !self.core.may_belong(from) {
+                    return false;
+                }
+            }
         }
         if term > self.core.term() {
             self.enter_term(term);
@@ -178,7 +183,9 @@ impl<P: Payload> Raft<P> {
             Body::Vote { .. } => self.core.send(from, Body::VoteReply { granted: false }),
             // From a suspect that has forgotten its term, most likely.
             Body::Wake => {
-                if let Role::Leader(leader) = &mut self.role {
+                if let Role::Leader(leader) = &mut self.role
+                    && self.core.may_belong(from)
+                {
                     leader.wake(&mut self.core);
                 }
             }
@@ -229,6 +236,7 @@ impl<P: Payload> Raft<P> {
                     leader.quiesce_reply(core, from, agreed);
                 }
             }
+            (Body::Wake, _) if !core.may_belong(from) => {}
             (Body::Wake, Role::Leader(leader)) => leader.wake(core),
             (Body::Wake, Role::Follower(_)) => {
                 self.wake_follower();
@@ -274,7 +282,8 @@ impl<P: Payload> Raft<P> {
         self.core.set_now(now);
         let leader = self.leader();
         let Role::Leader(leading) = &mut self.role else { return Err(TransferError::NotLeader { leader }) };
-        if to == self.core.id() || !self.core.configuration.is_voter(to) {
+        // Not to one that is on its way out.
+        if to == self.core.id() || !self.core.configuration().voters.contains(&to) {
             return Err(TransferError::NotAnotherVoter);
         }
         if leading.doubts(to) {
@@ -294,7 +303,7 @@ impl<P: Payload> Raft<P> {
         if matches!(self.role, Role::Leader(_)) {
             return Err(CampaignError::AlreadyLeader);
         }
-        if !self.core.configuration.is_voter(self.core.id()) {
+        if !self.core.may_lead() {
             return Err(CampaignError::NotVoter);
         }
         if self.core.suspect.is_some() {
@@ -337,7 +346,9 @@ impl<P: Payload> Raft<P> {
     /// out in one append per follower and one round of heartbeats: call this once per turn of the driver's loop.
     pub fn ready(&mut self) -> Option<Ready<P>> {
         if let Role::Leader(leader) = &mut self.role {
+            let standing = leader.settle_configuration(&mut self.core);
             leader.flush(&mut self.core);
+            self.keep_or_step_down(standing);
         }
         self.core.take_ready()
     }
@@ -355,7 +366,7 @@ impl<P: Payload> Raft<P> {
 
     /// The state machine has applied everything up to `index`, which is at most [`Ready::apply_through`].
     pub fn applied(&mut self, index: Index) {
-        self.core.log.set_applied(index);
+        self.core.set_applied(index);
     }
 
     /// Answers a [`LogLoad`](crate::LogLoad) with the entries as they stand in the log. Stale answers do nothing.
@@ -414,6 +425,9 @@ impl<P: Payload> Raft<P> {
         }
         if position.term > self.core.term() {
             self.enter_term(position.term);
+        } else if matches!(self.role, Role::Candidate(_)) {
+            // It asked for votes with another log, and by another configuration.
+            self.become_follower(None);
         }
         self.core.installing = Some(position);
         true
@@ -427,8 +441,7 @@ impl<P: Payload> Raft<P> {
             Some(meta.position),
             "a snapshot is begun before it is installed"
         );
-        self.core.reset(meta.position);
-        self.core.configuration = meta.configuration;
+        self.core.reset(meta.position, meta.membership);
     }
 
     /// Receiver: the snapshot that was begun will not be installed; nothing on disk has changed.
@@ -505,14 +518,32 @@ impl<P: Payload> Raft<P> {
             quiesced,
             lease_until: leader.and_then(|leader| leader.lease_until(core)),
             transferring_to: leader.and_then(|leader| leader.transfer.as_ref()).map(|transfer| transfer.to),
+            configuration_set_by: core.membership().set_by,
             suspect: core.suspect_status(),
-            followers: leader.map_or(Vec::new(), |leader| leader.follower_statuses()),
+            followers: leader.map_or(Vec::new(), |leader| leader.follower_statuses(core)),
         }
     }
 
-    /// The members.
+    /// The members, by the newest configuration in the log, committed or not.
     pub fn configuration(&self) -> &Configuration {
-        &self.core.configuration
+        self.core.configuration()
+    }
+
+    /// The configuration in force, and the entry that set it: what a change of it has to name.
+    pub fn membership(&self) -> &Membership {
+        self.core.membership()
+    }
+
+    /// The membership as of what was applied last, by [`Raft::applied`]: committed, and what belongs into a checkpoint
+    /// of the state machine as it stands then.
+    pub fn applied_membership(&self) -> &Membership {
+        self.core.membership_as_of(self.core.log.applied())
+    }
+
+    /// The membership as of the entry at `index`; `None` if that is below what is applied, or beyond the log's end.
+    pub fn membership_as_of(&self, index: Index) -> Option<&Membership> {
+        let known = self.core.log.applied() <= index && index <= self.core.log.last();
+        known.then(|| self.core.membership_as_of(index))
     }
 
     /// The term of the entry at `index`, if the log reaches there.
@@ -528,13 +559,23 @@ impl<P: Payload> Raft<P> {
 }
 
 fn validate_restored(restored: &Restored) -> Result<(), ConfigError> {
-    let configuration = &restored.configuration;
-    if configuration.voters.is_empty() || configuration.learners.iter().any(|id| configuration.is_voter(*id))
-    {
+    let behind = &restored.memberships_behind;
+    let are_well_formed = behind.iter().all(|one| one.configuration.is_well_formed());
+    if !restored.membership.configuration.is_well_formed() || !are_well_formed {
         return Err(ConfigError::Configuration);
     }
     let problem = |problem| Err(ConfigError::Restored { problem });
     let start = restored.log_start;
+    if restored.membership.set_by.index > restored.applied {
+        return problem("the membership must be that of what is applied");
+    }
+    let mut set_by = restored.applied;
+    for membership in behind {
+        if membership.set_by.index <= set_by || membership.set_by.index > restored.last {
+            return problem("the memberships behind what is applied must ascend along the log");
+        }
+        set_by = membership.set_by.index;
+    }
     if restored.applied < start.index || restored.applied > restored.last {
         return problem("applied must lie within the log");
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::configuration::Configuration;
+use crate::membership::Membership;
 use crate::message::Message;
 use crate::types::{Entry, HardState, Index, Position, ReadToken, ReadyNumber, ReplicaId, Term};
 
@@ -49,7 +49,7 @@ pub struct Ready<P> {
     /// Followers that need a snapshot; answer each with [`Raft::snapshot_sent`](crate::Raft::snapshot_sent) or
     /// [`Raft::snapshot_failed`](crate::Raft::snapshot_failed).
     pub snapshots: Vec<SnapshotNeeded>,
-    /// What happened to leadership, in order.
+    /// What happened to leadership, and to the group, in order.
     pub changes: Vec<Change>,
 }
 
@@ -102,11 +102,11 @@ pub struct SnapshotNeeded {
 pub struct SnapshotMeta {
     /// The last entry it contains.
     pub position: Position,
-    /// The members as of that entry.
-    pub configuration: Configuration,
+    /// The members as of that entry, and what set them.
+    pub membership: Membership,
 }
 
-/// Something happened to leadership.
+/// Something happened to leadership, or to the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// This replica leads; proposals are welcome.
@@ -126,6 +126,12 @@ pub enum Change {
         term: Term,
         /// Who.
         leader: Option<ReplicaId>,
+    },
+    /// Another configuration is in force here, see [`Raft::membership`](crate::Raft::membership): its entry was
+    /// appended, or that of a later one cut off, or a snapshot was installed. Not necessarily committed.
+    Membership {
+        /// Its entry.
+        set_by: Position,
     },
     /// This replica was suspect, and is whole again: what that rests on is durable here. The driver may forget the
     /// suspicion, durably, whenever it likes; a replica that starts as a suspect without need only heals again.

@@ -1,7 +1,7 @@
 //! [`Status`]: a copy of what a replica knows, for operators, metrics and tests.
 
 use crate::suspect::SuspectStatus;
-use crate::types::{Index, ReplicaId, Term, Time};
+use crate::types::{Index, Position, ReplicaId, Term, Time};
 
 /// A role, without its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Status {
     pub lease_until: Option<Time>,
     /// To whom leadership is being handed.
     pub transferring_to: Option<ReplicaId>,
+    /// The entry of the configuration in force; the default for the first.
+    pub configuration_set_by: Position,
     /// Set while this replica may have forgotten what it acknowledged.
     pub suspect: Option<SuspectStatus>,
     /// A leader's view of the others; empty otherwise.
@@ -68,6 +70,12 @@ pub struct FollowerStatus {
     pub heard_at: Time,
     /// It says that it may have forgotten what it acknowledged, so it counts for nothing.
     pub suspect: bool,
+    /// False: it was removed, and is still being told so.
+    pub is_member: bool,
+    /// It follows closely enough to be made a voter, see [`Raft::propose_configuration`](crate::Raft::propose_configuration).
+    pub is_caught_up: bool,
+    /// Rounds of catching up that it has completed under this leader.
+    pub catch_up_rounds: u64,
 }
 
 /// How a leader replicates to a follower.

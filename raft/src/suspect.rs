@@ -22,9 +22,9 @@
 //! 6. counts it neither for commits nor for rounds, so neither for reads nor for leases; does not hand over to it, and
 //!    does not fall silent. (Check-quorum does count it: that asks who can be reached, not who can be believed.)
 //! 7. *confirms*: it waits until every other voter that is not suspect itself has answered, in its term, a round that
-//!    began after it had learnt of the last suspicion; and until an entry of its own term is committed. The suspects
-//!    must be fewer than a majority in each half of the configuration. Then it tells each its commit index as
-//!    [`Heal::through`].
+//!    began after it had learnt of the last suspicion; and until an entry of its own term is committed, in a group whose
+//!    members have changed one that is newer than the last suspicion. The suspects must be fewer than a majority
+//!    in each half of the configuration. Then it tells each its commit index as [`Heal::through`].
 //!
 //! The suspect is whole when, in that leader's term, its log is durable and equal to the leader's up to there, and its
 //! term is durable with a vote in it: if it has none, it votes for that leader. Then [`Change::Whole`] comes.
@@ -88,8 +88,29 @@
 //! are healed by the same confirmation. If a majority is suspect, something may be lost that nobody can name; then
 //! nobody is healed and nothing commits, which is visible and which an operator must decide.
 //!
+//! # When the members change
+//!
+//! Y and K above are called voters, whom L asks. By another configuration than that of L somebody else may campaign or
+//! lead, whom it does not ask: one that is promoted by an entry which L has not, or that L has removed and that does not
+//! know it. So in a group whose members have ever changed L does one thing more: it waits until the configuration in
+//! force is committed, and an entry e as well that it has appended after it had learnt of the last suspicion; if
+//! nobody proposes one, it appends an empty one.
+//!
+//! What counts e as held are voters without R, by the quorums of the configuration in force. Had R stopped for ever when
+//! it forgot, all that has happened would be ordinary Raft, in which quorums of configurations that follow each other
+//! overlap, here in somebody other than R, who holds e, keeps it, and was in no term above T when it took it:
+//!
+//! - A candidate Y above T from before L learnt of R does not hold e, since it takes nothing in T any more. So it never
+//!   wins, with R's forgotten vote or without, whatever R does now.
+//! - A leader K above T from before that time was elected by somebody who then took e in T: there was none.
+//! - For a leader of a term below T see *Entries* above: what it may ever commit by what was acknowledged before L was
+//!   elected is in the log of L, at or below C, also if that leader is not asked. A lease that rests on R's promise to
+//!   it had ended when L, or a leader between them, was elected, by somebody other than R who had waited.
+//!
 //! A joint configuration commits and elects by majorities of both halves, but before it was entered by one alone: so
-//! the bound holds in each half, and all voters of both are asked.
+//! the bound holds in each half, and all voters of both are asked. A suspect is not promoted, but it may be removed; if
+//! the others are enough to commit that, this is a cure too. The id of a replica that was removed does not come back;
+//! if it does within a term all the same, the leader still knows the number of its doubts.
 //!
 //! # What happens meanwhile
 //!
@@ -227,8 +248,8 @@ impl<P: Payload> Core<P> {
     /// A suspect's timer reminds it to knock; but not where there is nobody to knock at.
     pub(crate) fn has_election_timer(&self) -> bool {
         match self.suspect {
-            Some(_) => !self.configuration.is_sole_voter(self.id()),
-            None => self.configuration.is_voter(self.id()),
+            Some(_) => !self.configuration().is_sole_voter(self.id()),
+            None => self.may_lead(),
         }
     }
 
@@ -269,7 +290,7 @@ impl<P: Payload> Core<P> {
         self.suspect.map(|suspect| SuspectStatus {
             suspicion: suspect.suspicion,
             heal_through: suspect.heal_through,
-            can_heal: !self.configuration.is_sole_voter(self.id()),
+            can_heal: !self.configuration().is_sole_voter(self.id()),
         })
     }
 }
@@ -279,7 +300,8 @@ impl<P: Payload> Raft<P> {
     pub(crate) fn knock(&mut self) {
         self.become_follower(None);
         let core = &mut self.core;
-        let others: Vec<ReplicaId> = core.configuration.all_voters().filter(|id| *id != core.id()).collect();
+        let others: Vec<ReplicaId> =
+            core.configuration().all_voters().filter(|id| *id != core.id()).collect();
         for to in others {
             core.send(to, Body::Wake);
         }

@@ -99,15 +99,30 @@ impl Time {
 }
 
 /// What an entry carries. The protocol copies it (so a copy should be cheap, as that of a counted buffer is) and
-/// asks its length, and nothing else. The default value is the empty payload.
+/// asks its length; of commands it wants nothing else. Only configurations it writes and reads itself. The default
+/// value is the empty payload.
 pub trait Payload: Clone + Default {
     /// Its length in bytes.
     fn length(&self) -> usize;
+
+    /// The payload that consists of these bytes.
+    fn from_bytes(bytes: Vec<u8>) -> Self;
+
+    /// The bytes that it consists of.
+    fn as_bytes(&self) -> &[u8];
 }
 
 impl Payload for Vec<u8> {
     fn length(&self) -> usize {
         self.len()
+    }
+
+    fn from_bytes(bytes: Vec<u8>) -> Self {
+        bytes
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self
     }
 }
 
@@ -116,9 +131,11 @@ impl Payload for Vec<u8> {
 pub enum EntryKind {
     /// A command for the state machine.
     Command,
-    /// The empty entry with which a leader opens its term. Committing it commits all before it.
+    /// The empty entry with which a leader opens its term. Committing it commits all before it. Another one may follow
+    /// for the sake of a suspect, see `suspect.rs`.
     TermStart,
-    /// A change of configuration. Its place is kept; nothing proposes one yet.
+    /// The configuration that holds from this entry on, as [`Configuration::encode`](crate::Configuration::encode)
+    /// writes it. It is in force on a replica from when it is appended there. The state machine has no part in it.
     Configuration,
 }
 
@@ -139,6 +156,11 @@ pub struct Entry<P> {
 pub(crate) const ENTRY_OVERHEAD_BYTES: usize = 32;
 
 impl<P: Payload> Entry<P> {
+    /// Where it stands.
+    pub fn position(&self) -> Position {
+        Position { index: self.index, term: self.term }
+    }
+
     /// What this entry counts for in every budget of bytes: its payload and a fixed overhead.
     pub fn cost(&self) -> usize {
         self.payload.length() + ENTRY_OVERHEAD_BYTES

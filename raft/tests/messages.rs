@@ -218,7 +218,7 @@ fn a_snapshot_never_replaces_a_log_that_holds_it() {
     follower.step(Time(0), message(1, 2, 1, append((0, 0), vec![entry(1, 1), entry(2, 1), entry(3, 1)])));
     settle(&mut follower, Time(0));
     let position = Position { index: Index(2), term: Term(1) };
-    let meta = SnapshotMeta { position, configuration };
+    let meta = SnapshotMeta { position, membership: Membership::first(configuration) };
     assert!(!follower.snapshot_begin(Time(1), &meta), "entry 3 is acknowledged and must stay");
     assert_eq!((follower.status().last, follower.status().commit), (Index(3), Index(2)));
 }

@@ -19,6 +19,8 @@
 //! | `suspect 2 memory`, `suspect 2 state` | while it runs, it finds that its memory or its state is damaged |
 //! | `crash 3`, `restart 3`, `checkpoint 1`, `snapshot 1->3` | as they say; a checkpoint drops the log before it |
 //! | `checkpoint 1 3`, `snapshot 1->3 unheard` | but for so many entries; its sender does not hear of it |
+//! | `join 4` | a new replica that knows nobody |
+//! | `change 1 add=4`, `change 1 promote=4 remove=1,2 demote=3 [expected=5@1]` | it is asked to change the members |
 //! | `status` | a line for each |
 // A test runner reads and writes its scripts.
 #![allow(clippy::disallowed_methods)]

@@ -397,7 +397,8 @@ fn a_damaged_state_takes_any_snapshot_and_nothing_else() {
     raft.step(Time(1), message(1, 2, 1, body));
     settle(&mut raft, Time(1));
     raft.applied(Index(4));
-    let old = SnapshotMeta { position: Position { index: Index(2), term: Term(1) }, configuration: plain(3) };
+    let position = Position { index: Index(2), term: Term(1) };
+    let old = SnapshotMeta { position, membership: Membership::first(plain(3)) };
     assert!(!raft.snapshot_begin(Time(2), &old), "it is whole, and further");
     raft.become_suspect(Time(3), Suspicion::NeedsSnapshot);
     raft.step(Time(3), message(1, 2, 1, append((4, 1), vec![entry(5, 1)])));

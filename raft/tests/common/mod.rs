@@ -9,6 +9,8 @@ use krita_raft::*;
 /// What a state machine holds: the command at each index it has applied, and so a register, the last of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Machine {
+    /// Who the members are as of what is applied.
+    pub(crate) membership: Membership,
     pub(crate) applied: Index,
     pub(crate) applied_term: Term,
     /// The index of the last command.
@@ -22,8 +24,10 @@ impl Machine {
         assert_eq!(entry.index, self.applied.next(), "entries are applied in order");
         self.applied = entry.index;
         self.applied_term = entry.term;
-        if entry.kind == EntryKind::Command {
-            self.register = entry.index;
+        match entry.kind {
+            EntryKind::Command => self.register = entry.index,
+            EntryKind::TermStart => {}
+            EntryKind::Configuration => self.membership = membership_of(entry),
         }
         for byte in entry.payload.iter().chain(&entry.term.0.to_le_bytes()) {
             self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
@@ -33,6 +37,16 @@ impl Machine {
     pub(crate) fn position(&self) -> Position {
         Position { index: self.applied, term: self.applied_term }
     }
+
+    pub(crate) fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { position: self.position(), membership: self.membership.clone() }
+    }
+}
+
+/// What a configuration entry sets.
+pub(crate) fn membership_of(entry: &Entry<Vec<u8>>) -> Membership {
+    let configuration = Configuration::decode(&entry.payload).expect("what is in the log is well-formed");
+    Membership { configuration, set_by: entry.position() }
 }
 
 /// What a crash leaves.
@@ -77,10 +91,13 @@ impl Disk {
         runs
     }
 
-    pub(crate) fn restored(&self, configuration: Configuration) -> Restored {
+    pub(crate) fn restored(&self) -> Restored {
+        let behind = self.entries.iter().filter(|entry| entry.index > self.checkpoint.applied);
+        let configurations = behind.filter(|entry| entry.kind == EntryKind::Configuration);
         Restored {
             hard_state: self.hard_state,
-            configuration,
+            membership: self.checkpoint.membership.clone(),
+            memberships_behind: configurations.map(membership_of).collect(),
             log_start: self.start,
             terms: self.term_runs(),
             last: self.last(),
@@ -117,13 +134,16 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn start(config: Config, configuration: Configuration, disk: Disk, now: Time) -> Self {
+    /// `configuration` is what the replica was created with, and counts if its disk knows nothing newer.
+    pub(crate) fn start(config: Config, configuration: Configuration, mut disk: Disk, now: Time) -> Self {
         let id = config.id;
-        let restored = disk.restored(configuration);
+        if disk.checkpoint.membership == Membership::default() {
+            disk.checkpoint.membership.configuration = configuration;
+        }
+        let restored = disk.restored();
         let raft = Raft::new(config, restored, now).expect("the disk is consistent");
         let machine = disk.checkpoint.clone();
         let apply_through = machine.applied;
-        let mut disk = disk;
         disk.has_run = true;
         Replica { id, raft, disk, writes: VecDeque::new(), machine, apply_through }
     }
@@ -192,6 +212,7 @@ impl Replica {
         }
         if !applied.is_empty() {
             self.raft.applied(self.machine.applied);
+            assert_eq!(*self.raft.applied_membership(), self.machine.membership);
         }
         applied
     }
@@ -214,13 +235,13 @@ impl Replica {
     }
 
     /// A snapshot that was begun replaces log and state, as one unit.
-    pub(crate) fn install(&mut self, machine: Machine, configuration: Configuration, now: Time) {
+    pub(crate) fn install(&mut self, machine: Machine, now: Time) {
         assert!(self.writes.is_empty(), "records of earlier Readies are written first");
         self.disk.start = machine.position();
         self.disk.entries.clear();
         self.disk.checkpoint = machine.clone();
         self.disk.suspect = self.disk.suspect.map(|_| Suspicion::Forgetful);
-        self.raft.snapshot_installed(now, SnapshotMeta { position: machine.position(), configuration });
+        self.raft.snapshot_installed(now, machine.meta());
         self.apply_through = machine.applied;
         self.machine = machine;
     }

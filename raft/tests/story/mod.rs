@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use krita_raft::*;
 
-use crate::common::{Disk, Machine, Replica, Write};
+use crate::common::{Disk, Machine, Replica, Write, membership_of};
 
 type Link = (u64, u64);
 
@@ -87,6 +87,12 @@ impl Story {
             ("snapshot", [word]) => self.snapshot(link(word), true),
             ("snapshot", [word, "unheard"]) => self.snapshot(link(word), false),
             ("status", []) => self.status(),
+            ("join", [id]) => {
+                self.clocks.insert(number(id), Time(0));
+                self.crashed.insert(number(id), Disk::default());
+                self.restart(number(id));
+            }
+            ("change", [id, parts @ ..]) => self.change(number(id), parts),
             (call, [id, arguments @ ..]) => self.call(call, number(id), arguments),
             _ => panic!("unknown command `{line}`"),
         }
@@ -128,7 +134,9 @@ impl Story {
         self.lives += 1;
         config.boot = self.lives;
         let disk = self.crashed.remove(&id).expect("it is down");
-        let replica = Replica::start(config, self.configuration.clone(), disk, self.clocks[&id]);
+        let is_founder = self.configuration.is_member(ReplicaId(id));
+        let first = if is_founder { self.configuration.clone() } else { Configuration::default() };
+        let replica = Replica::start(config, first, disk, self.clocks[&id]);
         self.replicas.insert(id, replica);
         self.pump(id);
     }
@@ -214,6 +222,35 @@ impl Story {
         self.pump(id);
     }
 
+    /// Proposes a change of the members.
+    fn change(&mut self, id: u64, parts: &[&str]) {
+        let now = self.clocks[&id];
+        let raft = &mut self.replicas.get_mut(&id).expect("it runs").raft;
+        let mut change = ConfigurationChange::default();
+        let mut expected = raft.membership().set_by;
+        for part in parts {
+            let (what, ids) = part.split_once('=').expect("what=ids");
+            let set = match what {
+                "add" => &mut change.add,
+                "promote" => &mut change.promote,
+                "demote" => &mut change.demote,
+                "remove" => &mut change.remove,
+                "expected" => {
+                    let (index, term) = ids.split_once('@').expect("index@term");
+                    expected = Position { index: Index(number(index)), term: Term(number(term)) };
+                    continue;
+                }
+                _ => panic!("unknown part `{part}`"),
+            };
+            set.extend(ids.split(',').map(|id| ReplicaId(number(id))));
+        }
+        match raft.propose_configuration(now, &change, expected) {
+            Ok((term, index)) => self.events.push(format!("{id} appends {index}@{term}")),
+            Err(error) => self.events.push(format!("{id} refuses: {error}")),
+        }
+        self.pump(id);
+    }
+
     fn deliver_all(&mut self) {
         for _ in 0..100 {
             let links: Vec<Link> = self.links.keys().copied().collect();
@@ -253,6 +290,10 @@ impl Story {
                         format!("{id} follows {leader} in term {term}")
                     }
                     Change::Whole { term } => format!("{id} is whole again in term {term}"),
+                    Change::Membership { .. } => {
+                        let configuration = self.replicas[&id].raft.configuration();
+                        format!("{id} goes by {}", tell_members(configuration))
+                    }
                     Change::LeaderKnown { term, leader: None } => {
                         format!("{id} knows no leader in term {term}")
                     }
@@ -324,12 +365,12 @@ impl Story {
     fn snapshot(&mut self, (from, to): Link, is_heard: bool) {
         let machine = self.snapshots.remove(&(from, to)).expect("a snapshot was asked for");
         let (now, position) = (self.clocks[&to], machine.position());
-        let meta = SnapshotMeta { position, configuration: self.configuration.clone() };
+        let meta = machine.meta();
         let receiver = self.replicas.get_mut(&to).unwrap();
         let sender_now = self.clocks[&from];
         if receiver.raft.snapshot_begin(now, &meta) {
             self.pump(to);
-            self.replicas.get_mut(&to).unwrap().install(machine, self.configuration.clone(), now);
+            self.replicas.get_mut(&to).unwrap().install(machine, now);
             self.events.push(format!("{to} installs the snapshot of {}", position.index));
             let sender = &mut self.replicas.get_mut(&from).unwrap().raft;
             if is_heard {
@@ -357,14 +398,25 @@ impl Story {
             if status.quiesced {
                 line += " silent";
             }
+            if status.configuration_set_by != Position::default() {
+                line += &format!(" members {}", tell_members(replica.raft.configuration()));
+            }
             if let Some(until) = status.lease_until {
                 let left = until.since(self.clocks[id]);
                 line += &format!(" lease {} ms", left.as_millis());
             }
             for follower in &status.followers {
-                let suspect = if follower.suspect { " suspect" } else { "" };
+                let mut notes = if follower.suspect { " suspect" } else { "" }.to_string();
+                let learns = replica.raft.configuration().learners.contains(&follower.id);
+                if learns && status.configuration_set_by != Position::default() {
+                    let close = if follower.is_caught_up { "caught up" } else { "behind" };
+                    notes += &format!(" {close} after {} rounds", follower.catch_up_rounds);
+                }
+                if !follower.is_member {
+                    notes += " removed";
+                }
                 line +=
-                    &format!(" [{} {:?} matched {}{suspect}]", follower.id, follower.mode, follower.matched);
+                    &format!(" [{} {:?} matched {}{notes}]", follower.id, follower.mode, follower.matched);
             }
             self.events.push(line);
         }
@@ -375,9 +427,21 @@ fn tell_entry(entry: &Entry<Vec<u8>>) -> String {
     let what = match entry.kind {
         EntryKind::Command => String::from_utf8_lossy(&entry.payload).into_owned(),
         EntryKind::TermStart => "start of term".to_string(),
-        EntryKind::Configuration => "configuration".to_string(),
+        EntryKind::Configuration => format!("members {}", tell_members(&membership_of(entry).configuration)),
     };
     format!("{}@{} {what}", entry.index, entry.term)
+}
+
+fn tell_members(configuration: &Configuration) -> String {
+    let list = |ids: &BTreeSet<ReplicaId>| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(" ");
+    let mut told = list(&configuration.voters);
+    if configuration.is_joint() {
+        told += &format!(" jointly with {}", list(&configuration.voters_outgoing));
+    }
+    if !configuration.learners.is_empty() {
+        told += &format!(", learning {}", list(&configuration.learners));
+    }
+    if configuration.voters.is_empty() { "unknown".to_string() } else { told }
 }
 
 fn tell_write(id: u64, write: &Write) -> String {

@@ -343,9 +343,7 @@ impl World {
                 }
             }
             Event::Snapshot { from, machine } => {
-                let position = machine.position();
-                let meta = SnapshotMeta { position, configuration: self.configuration.clone() };
-                if replica.raft.snapshot_begin(now, &meta) {
+                if replica.raft.snapshot_begin(now, &machine.meta()) {
                     self.at(20 * MILLISECOND, id, Event::Install { life: this_life, from, machine });
                 } else {
                     self.at(self.delay_max, from, Event::SnapshotAnswer { from: id, installed: None });
@@ -384,7 +382,7 @@ impl World {
             return self.at(MILLISECOND, from, Event::SnapshotAnswer { from: id, installed: None });
         }
         let index = machine.applied;
-        replica.install(machine, self.configuration.clone(), now);
+        replica.install(machine, now);
         self.totals.snapshots += 1;
         self.say(|| format!("{id} installs a snapshot of {index}"));
         self.at(self.delay_max, from, Event::SnapshotAnswer { from: id, installed: Some(index) });
