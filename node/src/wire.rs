@@ -6,8 +6,7 @@ use bytes::Bytes;
 use krita_proto::v1;
 use krita_proto::v1::raft_message::Body as Wire;
 use krita_raft::{
-    AppendAnswer, Body, Entry, EntryKind, Heal, Index, Marks, Message, ReplicaId, Round,
-    SuspectMark, Term,
+    AppendAnswer, Body, Entry, EntryKind, Heal, Index, Marks, Message, ReplicaId, Round, SuspectMark, Term,
 };
 
 /// An entry's payload: an encoded command, shared and never copied.
