@@ -22,6 +22,7 @@ use krita_runtime::{CoreId, Instant, Stream, timeout};
 
 use crate::NetRuntime;
 use crate::connection::{Connection, ConnectionOptions, PeerFacts, ReceiveError, hello_reader};
+use crate::http::{HttpConnection, HttpVersion};
 use crate::tls::{self, TlsConfig};
 use crate::transport::{Prefixed, Transport, linger, say_and_close};
 
@@ -56,8 +57,10 @@ impl AcceptOptions {
 
 /// Where an accepted socket ended.
 pub enum Accepted<R: NetRuntime> {
-    /// It is served by this core.
+    /// It speaks the native protocol and is served by this core.
     Here(Box<Incoming<R>>),
+    /// It speaks HTTP and is served by this core.
+    Http(Box<HttpConnection<R>>),
     /// It asks for another core: detach the stream, send it there with the bytes, and accept it there.
     Elsewhere {
         /// The wanted core; it exists and is not this one.
@@ -107,8 +110,8 @@ pub enum AcceptFailure {
     /// TLS, but this port serves plain text.
     #[error("TLS on a port that serves plain text")]
     Encrypted,
-    /// HTTP, which this port does not serve.
-    #[error("HTTP on a port that serves Krita's native protocol")]
+    /// HTTP in plain text, but this port wants TLS.
+    #[error("plain HTTP on a port that requires TLS")]
     Http,
     /// None of the languages of this port.
     #[error("bytes that are no protocol of this port")]
@@ -136,8 +139,10 @@ pub enum FirstBytes {
     Tls,
     /// A native frame of a size that a hello may have.
     Native,
-    /// An HTTP request (or HTTP/2's preface).
-    Http,
+    /// An HTTP/1.1 request.
+    Http1,
+    /// HTTP/2's preface.
+    Http2,
     /// Nothing that this port speaks.
     Garbage,
 }
@@ -145,23 +150,17 @@ pub enum FirstBytes {
 /// Tells from the first bytes what the other side speaks. No two languages share a beginning: a native hello is
 /// short, so the third and fourth byte of its length are 0 or nearly, where TLS has its version and HTTP has letters.
 pub fn classify(bytes: &[u8]) -> FirstBytes {
-    const METHODS: [&[u8]; 10] = [
-        b"GET ",
-        b"POST ",
-        b"PUT ",
-        b"HEAD ",
-        b"DELETE ",
-        b"OPTIONS ",
-        b"PATCH ",
-        b"CONNECT ",
-        b"TRACE ",
-        b"PRI * ",
-    ];
+    const METHODS: [&[u8]; 9] =
+        [b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"TRACE "];
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
     if let [0x16, 0x03, 1..=4, ..] = bytes {
         return FirstBytes::Tls;
     }
     if METHODS.iter().any(|method| bytes.starts_with(method)) {
-        return FirstBytes::Http;
+        return FirstBytes::Http1;
+    }
+    if bytes.starts_with(PREFACE) {
+        return FirstBytes::Http2;
     }
     let Some(length) = bytes.first_chunk().map(|length| u32::from_le_bytes(*length) as usize) else {
         return FirstBytes::Undecided;
@@ -173,7 +172,7 @@ pub fn classify(bytes: &[u8]) -> FirstBytes {
             None => FirstBytes::Undecided,
         };
     }
-    if METHODS.iter().any(|method| method.starts_with(bytes)) {
+    if PREFACE.starts_with(bytes) || METHODS.iter().any(|method| method.starts_with(bytes)) {
         return FirstBytes::Undecided;
     }
     FirstBytes::Garbage
@@ -196,8 +195,8 @@ pub async fn accept<R: NetRuntime>(
     let mut received = BytesMut::from(received);
     let peek = peek(&mut stream, &mut received, options.tls.is_some());
     let peeked = within(runtime, deadline, peek).await.map_err(error)?;
-    let wanted = match peeked {
-        Peeked::Wants(core) => core,
+    let (wanted, speech) = match peeked {
+        Peeked::Wants(core, speech) => (core, speech),
         Peeked::Refuse(failure, words) => {
             say_and_close(runtime, stream, &words).await;
             return Err(error(failure));
@@ -209,14 +208,24 @@ pub async fn accept<R: NetRuntime>(
     {
         return Ok(Accepted::Elsewhere { core, stream, received: received.freeze() });
     }
-    let connection = match &options.tls {
-        Some(tls) => {
+    let incoming = match (&options.tls, speech) {
+        (Some(tls), _) => {
             let session = async {
                 let stream = Prefixed::new(received.freeze(), stream);
                 Ok(tls.acceptor().accept(stream).into_fallible().await)
             };
             match within(runtime, deadline, session).await.map_err(error)? {
-                Ok(session) => encrypted(runtime, session.into(), options),
+                Ok(session) => {
+                    let Encrypted { session, received, speech } =
+                        within(runtime, deadline, hear(session.into())).await.map_err(error)?;
+                    match speech {
+                        Speech::Native => native_encrypted(runtime, session, &received, options),
+                        Speech::Http(version) => {
+                            let transport = Transport::Tls(Box::new(session));
+                            return Ok(http(transport, received, version));
+                        }
+                    }
+                }
                 Err((source, mut stream)) => {
                     // The alert has been sent; see that it can be read.
                     linger(runtime, |context, scratch| Pin::new(&mut stream).poll_read(context, scratch))
@@ -225,7 +234,10 @@ pub async fn accept<R: NetRuntime>(
                 }
             }
         }
-        None => {
+        (None, Speech::Http(version)) => {
+            return Ok(http(Transport::Plain(stream), received.freeze(), version));
+        }
+        (None, Speech::Native) => {
             let mut reader = hello_reader();
             reader.feed(&received);
             let transport = Transport::Plain(stream);
@@ -234,14 +246,29 @@ pub async fn accept<R: NetRuntime>(
             Connection::start(runtime, transport, reader, facts, &options.connection)
         }
     };
-    let incoming = take_hello(runtime, connection, deadline, options.tls.is_some()).await.map_err(error)?;
+    let incoming = take_hello(runtime, incoming, deadline, options.tls.is_some()).await.map_err(error)?;
     Ok(Accepted::Here(Box::new(incoming)))
+}
+
+fn http<R: NetRuntime>(
+    transport: Transport<R::Stream>,
+    received: Bytes,
+    version: HttpVersion,
+) -> Accepted<R> {
+    Accepted::Http(Box::new(HttpConnection { transport, received, version }))
+}
+
+/// What is spoken, inside TLS where there is TLS.
+#[derive(Clone, Copy)]
+enum Speech {
+    Native,
+    Http(HttpVersion),
 }
 
 /// What a look at the first bytes says.
 enum Peeked {
-    /// A language of this port; perhaps a wish for a core.
-    Wants(Option<CoreId>),
+    /// A language of this port; perhaps a wish for a core. What is spoken inside TLS shows only later.
+    Wants(Option<CoreId>, Speech),
     /// Not served; what to tell it.
     Refuse(AcceptFailure, Vec<u8>),
 }
@@ -266,7 +293,11 @@ async fn peek<S: Stream>(
             (FirstBytes::Native, true) => {
                 Some(Peeked::Refuse(AcceptFailure::PlainText, error_frame("this port requires TLS")))
             }
-            (FirstBytes::Http, _) => Some(Peeked::Refuse(AcceptFailure::Http, http_refusal(with_tls))),
+            (FirstBytes::Http1, false) => Some(Peeked::Wants(None, Speech::Http(HttpVersion::One))),
+            (FirstBytes::Http2, false) => Some(Peeked::Wants(None, Speech::Http(HttpVersion::Two))),
+            (FirstBytes::Http1 | FirstBytes::Http2, true) => {
+                Some(Peeked::Refuse(AcceptFailure::Http, http_refusal()))
+            }
             (FirstBytes::Garbage, _) => Some(Peeked::Refuse(AcceptFailure::Garbage, Vec::new())),
         };
         if let Some(looked) = looked {
@@ -295,7 +326,7 @@ fn look_at_hello(received: &[u8]) -> Option<Peeked> {
         }),
         Err(_) => None,
     };
-    Some(Peeked::Wants(wanted))
+    Some(Peeked::Wants(wanted, Speech::Native))
 }
 
 /// Reads a ClientHello out of the received bytes.
@@ -318,9 +349,8 @@ impl ClientHello {
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
                     let hello = accepted.client_hello();
-                    return Some(Peeked::Wants(
-                        hello.server_name().and_then(core_of_server_name).map(CoreId),
-                    ));
+                    let wanted = hello.server_name().and_then(core_of_server_name).map(CoreId);
+                    return Some(Peeked::Wants(wanted, Speech::Native));
                 }
                 Err((error, mut alert)) => {
                     let mut words = Vec::new();
@@ -338,14 +368,55 @@ impl ClientHello {
     }
 }
 
-fn encrypted<R: NetRuntime>(
+/// A TLS session, what was read from it, and what it speaks.
+struct Encrypted<S> {
+    session: TlsStream<Prefixed<S>>,
+    received: Bytes,
+    speech: Speech,
+}
+
+/// What is spoken inside TLS: what ALPN agreed on, or, without ALPN, what the first bytes are.
+async fn hear<S: Stream>(mut session: TlsStream<Prefixed<S>>) -> Result<Encrypted<S>, AcceptFailure> {
+    let agreed = match session.get_ref().1.alpn_protocol() {
+        None => None,
+        Some(tls::ALPN_HTTP1) => Some(Speech::Http(HttpVersion::One)),
+        Some(tls::ALPN_HTTP2) => Some(Speech::Http(HttpVersion::Two)),
+        // The handshake agrees on nothing that the configuration does not list.
+        Some(_) => Some(Speech::Native),
+    };
+    if let Some(speech) = agreed {
+        return Ok(Encrypted { session, received: Bytes::new(), speech });
+    }
+    let mut received = BytesMut::new();
+    let mut scratch = [0; 4096];
+    let speech = loop {
+        match classify(&received) {
+            FirstBytes::Undecided => {}
+            FirstBytes::Native => break Speech::Native,
+            FirstBytes::Http1 => break Speech::Http(HttpVersion::One),
+            FirstBytes::Http2 => break Speech::Http(HttpVersion::Two),
+            FirstBytes::Tls | FirstBytes::Garbage => return Err(AcceptFailure::Garbage),
+        }
+        let read = session.read(&mut scratch).await?;
+        if read == 0 {
+            return Err(AcceptFailure::Closed);
+        }
+        received.extend_from_slice(&scratch[..read]);
+    };
+    Ok(Encrypted { session, received: received.freeze(), speech })
+}
+
+fn native_encrypted<R: NetRuntime>(
     runtime: &R,
     session: TlsStream<Prefixed<R::Stream>>,
+    received: &[u8],
     options: &AcceptOptions,
 ) -> Connection<R> {
     let facts = PeerFacts { is_node: tls::peer_is_node(&session), connected_to_us: true };
+    let mut reader = hello_reader();
+    reader.feed(received);
     let transport = Transport::Tls(Box::new(session));
-    Connection::start(runtime, transport, hello_reader(), facts, &options.connection)
+    Connection::start(runtime, transport, reader, facts, &options.connection)
 }
 
 /// Waits for the hello and checks what can be checked without knowing the cluster.
@@ -410,9 +481,8 @@ fn error_frame(message: &str) -> Vec<u8> {
     words.to_vec()
 }
 
-fn http_refusal(with_tls: bool) -> Vec<u8> {
-    let text =
-        if with_tls { "this port requires TLS\n" } else { "this port speaks Krita's native protocol\n" };
+fn http_refusal() -> Vec<u8> {
+    let text = "this port requires TLS\n";
     format!(
         "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
         text.len()

@@ -22,6 +22,10 @@ pub const NODE_CERTIFICATE_FILE: &str = "node.crt";
 /// The node's private key.
 pub const NODE_KEY_FILE: &str = "node.key";
 
+/// The ALPN names of the HTTP front doors.
+pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
+pub(crate) const ALPN_HTTP1: &[u8] = b"http/1.1";
+
 /// A certificate set that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -69,8 +73,7 @@ impl TlsConfig {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), key.clone_key())?;
-        // HTTP/2 and HTTP/1.1 join this list with the HTTP front door.
-        server.alpn_protocols = vec![ALPN.to_vec()];
+        server.alpn_protocols = vec![ALPN.to_vec(), ALPN_HTTP2.to_vec(), ALPN_HTTP1.to_vec()];
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(roots)

@@ -112,6 +112,13 @@ impl<S: Stream> Transport<S> {
             Self::Tls(session) => session.get_ref().0.stream.peer_address(),
         }
     }
+
+    pub(crate) fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(_) => true,
+        }
+    }
 }
 
 impl<S: Stream> AsyncRead for Transport<S> {

@@ -55,6 +55,7 @@ fn here(accepted: Result<Accepted<World>, AcceptError>) -> Incoming<World> {
     match accepted.unwrap() {
         Accepted::Here(incoming) => *incoming,
         Accepted::Elsewhere { core, .. } => panic!("sent to {core}"),
+        Accepted::Http(_) => panic!("taken for HTTP"),
     }
 }
 
@@ -117,9 +118,9 @@ fn a_hello_is_taken_and_answered() {
 fn first_bytes_are_told_apart_in_any_portion() {
     for (words, expected) in [
         (&[0x16, 3, 1, 2, 0, 1, 0, 1][..], FirstBytes::Tls),
-        (b"GET / HTTP/1.1\r\n", FirstBytes::Http),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", FirstBytes::Http),
-        (b"POST /v1 HTTP/1.1\r\n", FirstBytes::Http),
+        (b"GET / HTTP/1.1\r\n", FirstBytes::Http1),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", FirstBytes::Http2),
+        (b"POST /v1 HTTP/1.1\r\n", FirstBytes::Http1),
         (&frame_bytes(&hello()), FirstBytes::Native),
         // A hello of 0x316 + 4 bytes begins like TLS for two bytes.
         (&[0x16, 3, 0, 0, 1, 0, 0, 0], FirstBytes::Native),
@@ -348,7 +349,7 @@ fn serve(world: &World, address: &str, tls: Option<TlsConfig>) {
                         stream = world.attach(world.detach(moved)).unwrap();
                         received = bytes;
                     }
-                    Err(_) => return,
+                    Ok(Accepted::Http(_)) | Err(_) => return,
                 }
             };
             let reply = v1::HelloReply { core: options.core.0.into(), cores: 4, ..Default::default() };

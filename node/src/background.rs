@@ -202,6 +202,7 @@ impl<R: Runtime> Core<R> {
     /// Gives every leadership to another node, as far as that goes in a bounded time, and ends the core.
     async fn hand_off_and_finish(self: &Rc<Self>) {
         let limit = if self.has_failed() { GIVE_UP_MAX } else { HAND_OFF_MAX };
+        self.begin_closing_doors();
         let deadline = self.runtime.now() + limit;
         let mut given = BTreeMap::new();
         while self.runtime.now() < deadline && !self.is_ending() {
@@ -215,6 +216,7 @@ impl<R: Runtime> Core<R> {
         // Let the last answers leave.
         self.runtime.pause().await;
         self.runtime.sleep(Duration::from_millis(50)).await;
+        self.doors_closed().await;
         self.finish();
     }
 

@@ -11,18 +11,20 @@
 //! Every task of a core runs on one thread, so state stands in `RefCell`s that are never borrowed across an
 //! await. A task that touches a replica notes so with `touch`; `emit` then does the rest at the end of the round.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use krita_net::TlsConfig;
+use krita_net::http::HttpServer;
 use krita_runtime::{CoreId, Mesh, Notify, Runtime, TaskClass};
 
 use crate::auth::Authenticator;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::doors::Doors;
 use crate::emit::LogWriter;
 use crate::failure::Failure;
 use crate::forming::Forming;
@@ -107,6 +109,10 @@ pub(crate) struct Core<R: Runtime> {
     /// Snapshots on their way in, by sender's id.
     pub(crate) incoming: RefCell<BTreeMap<u64, Incoming<R>>>,
     pub(crate) connections: Cell<u32>,
+    /// What serves connections that speak HTTP; set when the core starts.
+    pub(crate) http: OnceCell<Rc<HttpServer<R, Doors<R>>>>,
+    /// Scans over all shards that run here; see `scanning`.
+    pub(crate) scans: Cell<u32>,
     /// What core 0 says of forming, for status: a state and its problems.
     pub(crate) forming_status: RefCell<(String, Vec<String>)>,
     /// Core 0 only: how the cluster was or is being formed.
@@ -159,6 +165,8 @@ impl<R: Runtime> Core<R> {
             tickets: RefCell::default(),
             incoming: RefCell::default(),
             connections: Cell::new(0),
+            http: OnceCell::new(),
+            scans: Cell::new(0),
             forming_status: RefCell::new(("starting".to_owned(), Vec::new())),
             forming: RefCell::new(None),
             started_at,
@@ -174,6 +182,7 @@ impl<R: Runtime> Core<R> {
         let listener = self.runtime.listen(address).await.map_err(|error| {
             NodeFailure(format!("cannot listen on {address}: {error}; is another node running there?"))
         })?;
+        self.open_doors();
         let core = self.clone();
         self.runtime.spawn(TaskClass::Foreground, "accept", core.accept_connections(listener));
         let core = self.clone();

@@ -5,15 +5,19 @@
 //! for its answer. Neither face decodes, routes, reads or writes on its own.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_channel::oneshot;
-use krita_net::http::{HeaderMap, HttpService, IncomingBody, OutgoingBody, Request, Response, header};
+use krita_net::http::{
+    HeaderMap, HeaderValue, HttpConnection, HttpEnd, HttpOptions, HttpServer, HttpService, IncomingBody,
+    OutgoingBody, Request, Response, StatusCode, header,
+};
 use krita_proto::error::ErrorCode;
 use krita_proto::frame::{FrameKind, RequestMessage};
 use krita_proto::v1;
-use krita_runtime::Runtime;
+use krita_runtime::{Runtime, timeout};
 use prost::Message as _;
 
 use crate::core::Core;
@@ -29,9 +33,18 @@ pub(crate) const TOKEN_HEADER: &str = "token";
 /// The header (or gRPC metadata) by which a caller may name the cluster that it means.
 pub(crate) const CLUSTER_HEADER: &str = "krita-cluster";
 
+/// How long an ending core waits for the last HTTP connections.
+const DOORS_CLOSED_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long a request that was not applied because its shard had no leader is tried again here. (Native clients know
+/// the members and try elsewhere; callers over HTTP have this node alone.)
+const RETRY_WITHIN: Duration = Duration::from_millis(1_500);
+const RETRY_INTERVAL: Duration = Duration::from_millis(25);
+
 /// One core's answers to HTTP.
 pub(crate) struct Doors<R: Runtime> {
-    pub(crate) core: Rc<Core<R>>,
+    /// The core holds its doors, so they do not hold the core.
+    core: Weak<Core<R>>,
 }
 
 impl<R: Runtime> HttpService for Doors<R> {
@@ -39,8 +52,24 @@ impl<R: Runtime> HttpService for Doors<R> {
         &self,
         request: Request<IncomingBody>,
     ) -> impl Future<Output = Response<OutgoingBody>> + 'static {
-        rest::serve(self.core.clone(), request)
+        let core = self.core.upgrade();
+        async move {
+            match core {
+                Some(core) => rest::serve(core, request).await,
+                None => status(StatusCode::SERVICE_UNAVAILABLE),
+            }
+        }
     }
+
+    fn overloaded(&self, _content_type: Option<&HeaderValue>) -> Response<OutgoingBody> {
+        status(StatusCode::TOO_MANY_REQUESTS)
+    }
+}
+
+fn status(status: StatusCode) -> Response<OutgoingBody> {
+    let mut response = Response::new(OutgoingBody::empty());
+    *response.status_mut() = status;
+    response
 }
 
 /// An answer that a task of this core waits for.
@@ -58,6 +87,39 @@ impl ReplySink for TaskSink {
 }
 
 impl<R: Runtime> Core<R> {
+    /// Makes what serves this core's HTTP connections.
+    pub(crate) fn open_doors(self: &Rc<Self>) {
+        let doors = Doors { core: Rc::downgrade(self) };
+        let server = HttpServer::new(self.runtime.clone(), doors, HttpOptions::default());
+        // A core starts once.
+        let _ = self.http.set(server);
+    }
+
+    /// Serves a connection that speaks HTTP to its end.
+    pub(crate) async fn serve_http(&self, connection: HttpConnection<R>) {
+        let Some(server) = self.http.get() else { return };
+        match server.serve(connection).await {
+            Ok(()) => {}
+            Err(HttpEnd::Protocol(error)) => tracing::debug!(%error, "HTTP connection ended"),
+            Err(end) => tracing::info!(%end, "HTTP connection ended"),
+        }
+    }
+
+    /// Tells HTTP clients that the node stops: what is under way is answered, nothing new is begun.
+    pub(crate) fn begin_closing_doors(&self) {
+        if let Some(server) = self.http.get() {
+            server.close();
+        }
+    }
+
+    /// Completes when no HTTP connection is left, or none should be waited for any longer.
+    pub(crate) async fn doors_closed(&self) {
+        if let Some(server) = self.http.get() {
+            // Connections end themselves in time; this is for those whose tasks do not get to it.
+            let _ = timeout(&self.runtime, DOORS_CLOSED_WITHIN, server.closed()).await;
+        }
+    }
+
     /// Whether a caller may come in, by the same rules as the native hello: `authorization: Bearer <token>` or
     /// `token: <token>`, and, if it is given, `krita-cluster: <name>`.
     pub(crate) fn admit_http(&self, headers: &HeaderMap) -> Result<(), Failure> {
@@ -101,6 +163,24 @@ impl<R: Runtime> Core<R> {
         match kind {
             FrameKind::Error => Err(decode_failure(&body)),
             _ => Ok((kind, body)),
+        }
+    }
+
+    /// As [`Self::ask`], and again for a while where the shard has no leader that can be reached: an election hides
+    /// behind it. What comes back as such an error has not been applied, so trying again is safe.
+    pub(crate) async fn ask_retrying<M: RequestMessage>(
+        self: &Rc<Self>,
+        request: &M,
+    ) -> Result<M::Reply, Failure> {
+        let until = self.runtime.now() + RETRY_WITHIN;
+        loop {
+            let outcome = self.ask(request).await;
+            match &outcome {
+                Err(failure) if failure.is_passing() && self.runtime.now() < until => {
+                    self.runtime.sleep(RETRY_INTERVAL).await;
+                }
+                _ => return outcome,
+            }
         }
     }
 

@@ -66,6 +66,24 @@ impl Failure {
         Self::new(ErrorCode::DeadlineExceeded, "the deadline passed; nothing was applied")
     }
 
+    /// Nothing was applied, and an election may be all that is in the way.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self.code {
+            ErrorCode::NotLeader | ErrorCode::Unavailable | ErrorCode::NotReady => true,
+            ErrorCode::InvalidArgument
+            | ErrorCode::WrongCluster
+            | ErrorCode::Unauthenticated
+            | ErrorCode::PermissionDenied
+            | ErrorCode::ConditionFailed
+            | ErrorCode::Overloaded
+            | ErrorCode::ResourceExhausted
+            | ErrorCode::DeadlineExceeded
+            | ErrorCode::UnknownOutcome
+            | ErrorCode::Corruption
+            | ErrorCode::Internal => false,
+        }
+    }
+
     /// Adds where the leader is.
     #[must_use]
     pub(crate) fn with_hint(self, hint: Option<v1::ServedBy>) -> Self {

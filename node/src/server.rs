@@ -174,6 +174,7 @@ impl<R: Runtime> Core<R> {
         let options = AcceptOptions::new(self.tls.clone(), self.runtime.core(), self.mesh.cores());
         match accept(&self.runtime, stream, received, &options).await {
             Ok(Accepted::Here(incoming)) => self.serve_incoming(*incoming).await,
+            Ok(Accepted::Http(connection)) => self.serve_http(*connection).await,
             Ok(Accepted::Elsewhere { core, stream, received }) => {
                 let handoff = self.runtime.detach(stream);
                 self.send_to_core(core, CoreMessage::Connection { handoff, prefix: received });

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame, SizeHint};
-use krita_runtime::{Clock, Instant};
+use krita_runtime::Instant;
 
 use super::HeaderMap;
+use super::monitor::{Active, Monitor};
 use crate::connection::FRAME_BYTES_PER_SECOND_MIN;
 
 /// Largest piece of an answer that is handed to a connection at once: HTTP/2 holds a piece that it was given, whatever
@@ -46,20 +47,20 @@ impl BodyBudget {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn lease(&self) -> BodyLease {
+    pub(super) fn lease(&self) -> BodyLease {
         BodyLease { budget: self.clone(), bytes: 0 }
     }
 }
 
 /// A part of the budget; given back when dropped.
-struct BodyLease {
+pub(super) struct BodyLease {
     budget: BodyBudget,
     bytes: usize,
 }
 
 impl BodyLease {
     /// Makes the lease at least this large; false if the budget does not allow it.
-    fn grow_to(&mut self, bytes: usize) -> bool {
+    pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         let fits = |used: usize| used.checked_add(more).filter(|sum| *sum <= self.budget.bytes_max);
         let taken = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
@@ -105,28 +106,10 @@ pub enum BodyError {
     Broken(#[from] hyper::Error),
 }
 
-/// The clock of a connection without its type, so that bodies have none.
-pub(super) trait BodyClock {
-    fn now(&self) -> Instant;
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>>;
-}
-
-impl<C: Clock> BodyClock for C {
-    fn now(&self) -> Instant {
-        Clock::now(self)
-    }
-
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>> {
-        Box::pin(Clock::sleep(self, duration))
-    }
-}
-
 /// What holds for the incoming bodies of one connection.
 pub(super) struct BodyRules {
-    pub(super) clock: Rc<dyn BodyClock>,
+    pub(super) monitor: Rc<Monitor>,
     pub(super) budget: BodyBudget,
-    pub(super) bytes_max: usize,
-    pub(super) timeout: Duration,
 }
 
 /// The body of a request, on its way in.
@@ -158,27 +141,31 @@ impl IncomingBody {
     /// # Errors
     /// See [`BodyError`]. After an error nothing more can be read.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, BodyError> {
-        if self.announced_length().is_some_and(|length| length > self.rules.bytes_max as u64) {
-            return Err(BodyError::TooLarge(self.rules.bytes_max));
+        let monitor = self.rules.monitor.clone();
+        let bytes_max = monitor.options.body_bytes_max;
+        if self.announced_length().is_some_and(|length| length > bytes_max as u64) {
+            return Err(BodyError::TooLarge(bytes_max));
         }
-        let now = self.rules.clock.now();
-        let began = *self.began.get_or_insert(now);
+        let began = *self.began.get_or_insert_with(|| monitor.clock.now());
         loop {
             let seconds = (self.received / FRAME_BYTES_PER_SECOND_MIN) as u64;
-            let deadline = began + self.rules.timeout + Duration::from_secs(seconds);
-            let mut alarm = self.rules.clock.sleep(deadline.since(self.rules.clock.now()));
+            let deadline = began + monitor.options.body_timeout + Duration::from_secs(seconds);
+            let mut alarm = None;
             let inner = &mut self.inner;
             let polled = poll_fn(|context| {
                 if let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(context) {
                     return Poll::Ready(Ok(frame));
                 }
-                alarm.as_mut().poll(context).map(|()| Err(BodyError::Timeout))
+                // Most bodies are there already: no timer then.
+                let left = || monitor.clock.sleep(deadline.since(monitor.clock.now()));
+                alarm.get_or_insert_with(left).as_mut().poll(context).map(|()| Err(BodyError::Timeout))
             });
             let Some(frame) = polled.await?.transpose()? else { return Ok(None) };
             let Ok(data) = frame.into_data() else { continue };
             self.received += data.len();
-            if self.received > self.rules.bytes_max {
-                return Err(BodyError::TooLarge(self.rules.bytes_max));
+            monitor.body_moved();
+            if self.received > bytes_max {
+                return Err(BodyError::TooLarge(bytes_max));
             }
             return Ok(Some(data));
         }
@@ -229,20 +216,26 @@ impl fmt::Debug for IncomingBody {
 }
 
 /// The body of an answer.
-#[derive(Debug)]
-pub struct OutgoingBody(Content);
+pub struct OutgoingBody {
+    content: Content,
+    /// Set once a connection has taken the body over.
+    watched: Option<Watched>,
+}
+
+/// An answer counts towards its connection and its core until it has been sent or dropped.
+struct Watched {
+    active: Active,
+    _lease: BodyLease,
+}
 
 enum Content {
     Whole { bytes: Bytes, trailers: Option<HeaderMap> },
     Channel(Receiver),
 }
 
-impl fmt::Debug for Content {
+impl fmt::Debug for OutgoingBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Whole { bytes, .. } => write!(f, "Whole({} bytes)", bytes.len()),
-            Self::Channel(_) => f.write_str("Channel"),
-        }
+        f.debug_struct("OutgoingBody").field("waiting_bytes", &self.waiting_bytes()).finish_non_exhaustive()
     }
 }
 
@@ -254,23 +247,36 @@ impl OutgoingBody {
 
     /// All of it at once.
     pub fn full(bytes: Bytes) -> Self {
-        Self(Content::Whole { bytes, trailers: None })
+        Self::new(Content::Whole { bytes, trailers: None })
     }
 
     /// All of it at once, and trailers.
     pub fn with_trailers(bytes: Bytes, trailers: HeaderMap) -> Self {
-        Self(Content::Whole { bytes, trailers: Some(trailers) })
+        Self::new(Content::Whole { bytes, trailers: Some(trailers) })
     }
 
     /// A body that is made while it is sent. [`BodySender::send`] waits for the other side: one piece at most waits.
     pub fn channel() -> (BodySender, Self) {
         let state = Rc::new(RefCell::new(Channel::default()));
-        (BodySender { state: state.clone() }, Self(Content::Channel(Receiver { state })))
+        (BodySender { state: state.clone() }, Self::new(Content::Channel(Receiver { state })))
+    }
+
+    fn new(content: Content) -> Self {
+        Self { content, watched: None }
+    }
+
+    /// From now on the body counts.
+    pub(super) fn watch(&mut self, active: Active, lease: BodyLease) {
+        active.monitor().waits(self.waiting_bytes());
+        if let Content::Channel(receiver) = &self.content {
+            receiver.state.borrow_mut().monitor = Some(active.monitor().clone());
+        }
+        self.watched = Some(Watched { active, _lease: lease });
     }
 
     /// Bytes that wait for the other side to take them.
     pub(super) fn waiting_bytes(&self) -> usize {
-        match &self.0 {
+        match &self.content {
             Content::Whole { bytes, .. } => bytes.len(),
             Content::Channel(receiver) => receiver.state.borrow().queue.iter().map(Bytes::len).sum(),
         }
@@ -291,29 +297,41 @@ impl http_body::Body for OutgoingBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, GivenUp>>> {
-        match &mut self.0 {
-            Content::Whole { bytes, trailers } => {
-                if bytes.is_empty() {
-                    return Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
-                }
+        let polled = match &mut self.content {
+            Content::Whole { bytes, trailers } if bytes.is_empty() => {
+                Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+            }
+            Content::Whole { bytes, .. } => {
                 let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
                 Poll::Ready(Some(Ok(Frame::data(piece))))
             }
             Content::Channel(receiver) => receiver.state.borrow_mut().poll_frame(context),
+        };
+        if let (Poll::Ready(Some(Ok(frame))), Some(watched)) = (&polled, &self.watched) {
+            watched.active.monitor().taken(frame.data_ref().map_or(0, Bytes::len));
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.content {
             Content::Whole { bytes, trailers } => bytes.is_empty() && trailers.is_none(),
             Content::Channel(receiver) => receiver.state.borrow().is_end(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.content {
             Content::Whole { bytes, .. } => SizeHint::with_exact(bytes.len() as u64),
             Content::Channel(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for OutgoingBody {
+    fn drop(&mut self) {
+        if let Some(watched) = &self.watched {
+            watched.active.monitor().taken(self.waiting_bytes());
         }
     }
 }
@@ -321,6 +339,7 @@ impl http_body::Body for OutgoingBody {
 /// What stands between a [`BodySender`] and its body.
 #[derive(Default)]
 struct Channel {
+    monitor: Option<Rc<Monitor>>,
     queue: VecDeque<Bytes>,
     ending: Option<Ending>,
     /// The connection has dropped the body.
@@ -405,6 +424,12 @@ impl BodySender {
     pub async fn send(&mut self, bytes: Bytes) -> Result<(), ReaderGone> {
         if !bytes.is_empty() {
             let mut state = self.state.borrow_mut();
+            if state.reader_gone {
+                return Err(ReaderGone);
+            }
+            if let Some(monitor) = &state.monitor {
+                monitor.waits(bytes.len());
+            }
             state.queue.push_back(bytes);
             wake(&mut state.reader);
         }

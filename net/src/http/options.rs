@@ -18,16 +18,22 @@ pub struct HttpOptions {
     /// A body must go on within this time, and one second more for each
     /// [`FRAME_BYTES_PER_SECOND_MIN`](crate::connection::FRAME_BYTES_PER_SECOND_MIN) that it has brought in all.
     pub body_timeout: Duration,
-    /// Ends a connection without a request under way for this long, whatever else it sends.
-    pub idle_timeout: Duration,
+    /// Ends an HTTP/1.1 connection without a request under way for this long.
+    pub idle_timeout_http1: Duration,
+    /// The same for HTTP/2, whatever else it sends. Longer: gRPC clients keep connections for their next call.
+    pub idle_timeout_http2: Duration,
     /// Ends a connection whose other side takes no byte of any answer for this long while some wait.
     pub stall_timeout: Duration,
     /// Most requests of one HTTP/2 connection that run at once.
     pub streams_max: u32,
-    /// Ends a connection with more than this many resets that cost the other side nothing.
-    pub resets_max: usize,
-    /// While this many bytes of answers wait for one connection to take them, its further answers wait unmade.
+    /// Ends a connection that gives up this many requests before they are answered, but for a few each second.
+    pub resets_max: u32,
+    /// While this many bytes of answers wait for one connection to take them, its further requests wait.
     pub outgoing_bytes_max: usize,
+    /// Memory of the core for bodies of requests; what does not fit is refused as overload.
+    pub core_incoming_bytes_max: usize,
+    /// Memory of the core for answers above 64 KiB; what does not fit is refused as overload.
+    pub core_outgoing_bytes_max: usize,
     /// After a stop, what is under way has this long.
     pub shutdown_timeout: Duration,
 }
@@ -40,12 +46,15 @@ impl Default for HttpOptions {
             body_bytes_max: BODY_BYTES_MAX,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(600),
+            idle_timeout_http1: Duration::from_secs(75),
+            idle_timeout_http2: Duration::from_secs(600),
             stall_timeout: Duration::from_secs(60),
             streams_max: 128,
-            resets_max: 64,
+            resets_max: 200,
             outgoing_bytes_max: 32 << 20,
-            shutdown_timeout: Duration::from_secs(5),
+            core_incoming_bytes_max: 128 << 20,
+            core_outgoing_bytes_max: 128 << 20,
+            shutdown_timeout: Duration::from_secs(2),
         }
     }
 }
