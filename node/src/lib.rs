@@ -7,6 +7,7 @@
 //! - `core`: one core's state, with a picture of what flows where; `node`: start, forming, end; `open`: logs and
 //!   replicas come to life.
 //! - `server`, `request`, `router`, `responder`: a request's way in, to its shard, and its answer's way out.
+//! - `doors`, `grpc`, `rest`, `scanning`: the same requests over HTTP.
 //! - `replica`: where Raft, the store and the state machine meet; `applying`, `writes`, `reads`; `emit`: the end of
 //!   each round, one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes;
 //!   `snapshots`.
@@ -47,6 +48,7 @@ mod responder;
 mod rest;
 mod room;
 mod router;
+mod scanning;
 mod scrubbing;
 mod server;
 pub mod sessions;
