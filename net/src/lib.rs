@@ -18,6 +18,7 @@ pub mod accept;
 pub mod certificates;
 pub mod connect;
 pub mod connection;
+pub mod gossip;
 pub mod http;
 mod outgoing;
 pub mod peer;
