@@ -1,21 +1,105 @@
 //! The REST face of a node: `/v1/...` and the health pages, over the same request path as the native protocol.
+//!
+//! A request is matched against the table in `routes`, let in, its query checked against the same table, and then
+//! turned into the message that a native client would send (`Core::ask`): limits, routing, conditions and exactly-once
+//! are decided where they are for everyone. What this face adds is form:
+//!
+//! - `query`, `conditions`: what stands in the target and in the headers. `forms`: data as JSON.
+//! - `kv`, `batch`, `scan`: data. `management`, `health`: the cluster.
+//! - `answer`, `refusal`: what goes out. `openapi`: the table as a document.
 
 use std::rc::Rc;
 
 use bytes::Bytes;
-use krita_net::http::{HeaderValue, IncomingBody, OutgoingBody, Request, Response, StatusCode, header};
+use krita_net::http::{HeaderMap, IncomingBody, OutgoingBody, Request, Response, header};
+use krita_proto::error::ErrorCode;
 use krita_runtime::Runtime;
 
+use self::query::{Plus, Query, percent_decode};
+use self::refusal::Refusal;
+use self::routes::{Access, Endpoint, Matched, Operation};
 use crate::core::Core;
+use crate::doors::TOKEN_HEADER;
+
+mod answer;
+mod batch;
+mod conditions;
+mod forms;
+mod health;
+mod kv;
+mod management;
+mod openapi;
+mod query;
+mod refusal;
+mod routes;
+mod scan;
+
+/// A request that has been let in, and whose query is well formed.
+pub(crate) struct Call<'a> {
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) query: Query,
+    /// The key as it stands in the path.
+    key_text: &'a str,
+    /// The caller gave a good token, or none is needed.
+    pub(crate) is_known: bool,
+}
+
+impl Call<'_> {
+    /// The key of the path.
+    pub(crate) fn key(&self) -> Result<Bytes, Refusal> {
+        let bytes = percent_decode(self.key_text, Plus::IsItself)?;
+        self.query.key_encoding()?.decode(bytes, "the key")
+    }
+}
 
 /// Answers one request that is not gRPC.
 pub(crate) async fn serve<R: Runtime>(
-    _core: Rc<Core<R>>,
-    _request: Request<IncomingBody>,
+    core: Rc<Core<R>>,
+    request: Request<IncomingBody>,
 ) -> Response<OutgoingBody> {
-    let body = Bytes::from_static(br#"{"error":{"code":1,"name":"INVALID_ARGUMENT","message":"no such path"}}"#);
-    let mut response = Response::new(OutgoingBody::full(body));
-    *response.status_mut() = StatusCode::NOT_FOUND;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+    match answer_request(&core, request).await {
+        Ok(response) => response,
+        Err(refusal) => refusal.response(),
+    }
+}
+
+async fn answer_request<R: Runtime>(
+    core: &Rc<Core<R>>,
+    request: Request<IncomingBody>,
+) -> Result<Response<OutgoingBody>, Refusal> {
+    let (head, body) = request.into_parts();
+    let Matched { operation, key_text } = routes::find(head.uri.path(), head.method.as_str())?;
+    let is_known = admit(core, operation, &head.headers)?;
+    let query = Query::parse(head.uri.query(), operation)?;
+    let call = Call { headers: &head.headers, query, key_text, is_known };
+    match operation.endpoint {
+        Endpoint::GetKey => kv::get(core, &call).await,
+        Endpoint::PutKey => kv::put(core, &call, body).await,
+        Endpoint::DeleteKey => kv::delete(core, &call).await,
+        Endpoint::Scan => scan::scan(core, &call).await,
+        Endpoint::Batch => batch::batch(core, &call, body).await,
+        Endpoint::Cluster => management::cluster(core).await,
+        Endpoint::Nodes => management::nodes(core).await,
+        Endpoint::Shards => management::shards(core).await,
+        Endpoint::OpenApi => Ok(openapi::answer()),
+        Endpoint::Live => health::live(core, &call),
+        Endpoint::Ready => health::ready(core, &call).await,
+        Endpoint::NodeHealth => health::node(core, &call).await,
+        Endpoint::ClusterHealth => health::cluster(core, &call).await,
+    }
+}
+
+/// Lets the caller in; whether it is known to hold a good token. Whoever shows a token wants it looked at: a bad one is
+/// an error everywhere, and no sign of ill health.
+fn admit<R: Runtime>(core: &Core<R>, operation: &Operation, headers: &HeaderMap) -> Result<bool, Refusal> {
+    let failure = match core.admit_http(headers) {
+        Ok(()) => return Ok(true),
+        Err(failure) => failure,
+    };
+    let shows_token = headers.contains_key(header::AUTHORIZATION) || headers.contains_key(TOKEN_HEADER);
+    let is_stranger = failure.code == ErrorCode::Unauthenticated && !shows_token;
+    match operation.access == Access::Open && is_stranger {
+        true => Ok(false),
+        false => Err(failure.into()),
+    }
 }

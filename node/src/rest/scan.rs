@@ -1,0 +1,252 @@
+//! Keys in order over all shards: a page as JSON with the cursor of the next, or a stream of JSON lines.
+//!
+//! A cursor holds where the next page begins and a mark of the range that it belongs to, nothing else: no node keeps
+//! anything for it, any node takes it, and it never expires.
+
+use std::rc::Rc;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use krita_net::http::{BodySender, OutgoingBody, ReaderGone, Response, StatusCode};
+use krita_proto::routing::{KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX};
+use krita_proto::v1;
+use krita_runtime::{Runtime, TaskClass};
+use serde::Serialize;
+use serde_json::json;
+
+use super::answer::{JSON, NDJSON};
+use super::forms::Item;
+use super::query::{BASE64_URL, Query};
+use super::refusal::Refusal;
+use super::{Call, answer, conditions};
+use crate::core::Core;
+use crate::scanning::{Page, PageSize, ScanRange, Scanner, behind, end_of_prefix};
+
+/// Keys and values of one page, in bytes, after which it ends early; a single item may exceed it.
+const PAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes of lines that are sent together.
+const PIECE_BYTES: usize = 32 * 1024;
+
+/// First byte of a cursor.
+const CURSOR_VERSION: u8 = 1;
+
+/// What is scanned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Range {
+    start: Bytes,
+    /// Exclusive; empty = to the last key.
+    end: Bytes,
+    /// Binds a cursor to the query that it came from.
+    mark: [u8; 4],
+}
+
+impl Range {
+    fn of(query: &Query) -> Result<Self, Refusal> {
+        let [prefix, start, end] = ["prefix", "start", "end"].map(|name| query.key(name));
+        let (prefix, start, end) = (prefix?, start?, end?);
+        for (name, key) in [("prefix", &prefix), ("start", &start), ("end", &end)] {
+            // One more than a key: what follows the longest key begins with it and a zero byte.
+            if key.as_ref().is_some_and(|key| key.len() > KEY_BYTES_MAX + 1) {
+                return Err(Refusal::invalid(format!("{name} is longer than a key can be")));
+            }
+        }
+        if prefix.is_some() && (start.is_some() || end.is_some()) {
+            return Err(Refusal::invalid("prefix excludes start and end"));
+        }
+        let mut mark = crc32fast::Hasher::new();
+        for key in [&prefix, &start, &end] {
+            let length = key.as_ref().map_or(u32::MAX, |key| u32::try_from(key.len()).unwrap_or(u32::MAX));
+            mark.update(&length.to_le_bytes());
+            mark.update(key.as_deref().unwrap_or_default());
+        }
+        let (start, end) = match prefix {
+            Some(prefix) => (prefix.clone(), end_of_prefix(&prefix)),
+            None => (start.unwrap_or_default(), end.unwrap_or_default()),
+        };
+        let range = Self { start, end, mark: mark.finalize().to_le_bytes() };
+        match query.text("cursor")? {
+            None => Ok(range),
+            Some(cursor) => range.continue_at(cursor),
+        }
+    }
+
+    /// The cursor of the page that begins behind `last`.
+    fn cursor_behind(&self, last: &[u8]) -> String {
+        let mut bytes = vec![CURSOR_VERSION];
+        bytes.extend_from_slice(&self.mark);
+        bytes.extend_from_slice(last);
+        BASE64_URL.encode(bytes)
+    }
+
+    fn continue_at(self, cursor: &str) -> Result<Self, Refusal> {
+        let invalid = || Refusal::invalid("the cursor is none that a scan has given");
+        let bytes = BASE64_URL.decode(cursor).map_err(|_| invalid())?;
+        let rest = bytes.strip_prefix(&[CURSOR_VERSION]).ok_or_else(invalid)?;
+        let (mark, last) = rest.split_first_chunk::<4>().ok_or_else(invalid)?;
+        if last.is_empty() || last.len() > KEY_BYTES_MAX {
+            return Err(invalid());
+        }
+        if *mark != self.mark {
+            return Err(Refusal::invalid(
+                "the cursor belongs to another range: repeat the query that gave it",
+            ));
+        }
+        Ok(Self { start: behind(last), ..self })
+    }
+}
+
+/// What a scan asks for.
+struct Wanted {
+    range: Range,
+    keys_only: bool,
+    limit: Option<usize>,
+}
+
+/// `GET /v1/scan`.
+pub(crate) async fn scan<R: Runtime>(
+    core: &Rc<Core<R>>,
+    call: &Call<'_>,
+) -> Result<Response<OutgoingBody>, Refusal> {
+    call.query.check_consistency()?;
+    let form = conditions::negotiate(call.headers, &[JSON, NDJSON])?;
+    let limit = call.query.number("limit", 1, SCAN_ITEMS_MAX as u32)?;
+    let wanted = Wanted {
+        range: Range::of(&call.query)?,
+        keys_only: call.query.switch("keys_only")?,
+        limit: limit.map(|limit| limit as usize),
+    };
+    let scan = ScanRange {
+        start: wanted.range.start.clone(),
+        end: wanted.range.end.clone(),
+        keys_only: wanted.keys_only,
+        timeout_ms: call.query.timeout_ms()?,
+    };
+    let mut scanner = Scanner::new(core, scan)?;
+    // The first page before the answer begins: what refuses the whole scan shall be its status.
+    let first = scanner.next_page(wanted.page_size(0)).await?;
+    if form == JSON {
+        return page(&wanted, &first);
+    }
+    let (sender, body) = OutgoingBody::channel();
+    let streaming = stream(core.clone(), scanner, wanted, first, sender);
+    core.runtime.spawn(TaskClass::Foreground, "rest-scan", streaming);
+    Ok(answer::with_body(StatusCode::OK, NDJSON, body))
+}
+
+impl Wanted {
+    /// The next page, once `sent` items have been sent.
+    fn page_size(&self, sent: usize) -> PageSize {
+        let left = self.limit.map_or(SCAN_ITEMS_DEFAULT, |limit| limit.saturating_sub(sent));
+        PageSize { items_max: left, bytes_max: PAGE_BYTES_MAX }
+    }
+}
+
+#[derive(Serialize)]
+struct PageForm<'a> {
+    items: Vec<Item<'a>>,
+    cursor: Option<String>,
+}
+
+fn item_form(item: &v1::ScanItem, keys_only: bool) -> Item<'_> {
+    Item::new(&item.key, (!keys_only).then_some(&item.value[..]), item.version)
+}
+
+fn page(wanted: &Wanted, page: &Page) -> Result<Response<OutgoingBody>, Refusal> {
+    let last = page.items.last().filter(|_| page.more);
+    let form = PageForm {
+        items: page.items.iter().map(|item| item_form(item, wanted.keys_only)).collect(),
+        cursor: last.map(|last| wanted.range.cursor_behind(&last.key)),
+    };
+    answer::serialized(StatusCode::OK, &form)
+}
+
+/// Sends the items of all pages as lines, and then a line that says how the scan ended: a stream without one was cut.
+async fn stream<R: Runtime>(
+    core: Rc<Core<R>>,
+    mut scanner: Scanner<R>,
+    wanted: Wanted,
+    first: Page,
+    mut sender: BodySender,
+) {
+    let mut page = first;
+    let mut sent: usize = 0;
+    let mut last = None;
+    let end = loop {
+        if send_items(&page, wanted.keys_only, &mut sender).await.is_err() {
+            return;
+        }
+        sent += page.items.len();
+        last = page.items.pop().map(|item| item.key).or(last);
+        let cursor = last.as_ref().map(|last| wanted.range.cursor_behind(last));
+        if !page.more {
+            break json!({ "end": { "items": sent, "cursor": null } });
+        }
+        if wanted.limit.is_some_and(|limit| sent >= limit) {
+            break json!({ "end": { "items": sent, "cursor": cursor } });
+        }
+        core.runtime.pause().await;
+        page = match scanner.next_page(wanted.page_size(sent)).await {
+            Ok(page) => page,
+            Err(failure) => {
+                let error = Refusal::from(failure).to_json();
+                break json!({ "end": { "items": sent, "cursor": cursor, "error": error } });
+            }
+        };
+    };
+    let mut line = Vec::new();
+    write_line(&mut line, &end);
+    if sender.send(Bytes::from(line)).await.is_ok() {
+        sender.finish(None);
+    }
+}
+
+async fn send_items(page: &Page, keys_only: bool, sender: &mut BodySender) -> Result<(), ReaderGone> {
+    let mut piece = Vec::new();
+    for item in &page.items {
+        write_line(&mut piece, &item_form(item, keys_only));
+        if piece.len() >= PIECE_BYTES {
+            sender.send(Bytes::from(std::mem::take(&mut piece))).await?;
+        }
+    }
+    sender.send(Bytes::from(piece)).await
+}
+
+fn write_line<T: Serialize>(out: &mut Vec<u8>, form: &T) {
+    serde_json::to_writer(&mut *out, form).expect("forms with names for keys are JSON, and memory takes it");
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rest::routes::{Endpoint, operation_of};
+
+    fn range(query: &str) -> Result<Range, Refusal> {
+        Range::of(&Query::parse(Some(query), operation_of(Endpoint::Scan)).unwrap())
+    }
+
+    #[test]
+    fn a_prefix_is_a_range() {
+        let bounds = |query: &str| range(query).map(|range| (range.start, range.end)).unwrap();
+        assert_eq!(bounds("prefix=ab"), (Bytes::from("ab"), Bytes::from("ac")));
+        assert_eq!(bounds("prefix=a%FF%FF"), (Bytes::from_static(b"a\xff\xff"), Bytes::from("b")));
+        assert_eq!(bounds("prefix=%FF"), (Bytes::from_static(b"\xff"), Bytes::new()));
+        assert_eq!(bounds("prefix="), (Bytes::new(), Bytes::new()));
+        assert_eq!(bounds("start=a&end=b"), (Bytes::from("a"), Bytes::from("b")));
+        assert!(range("prefix=a&start=b").is_err());
+        assert!(range(&format!("start={}", "a".repeat(KEY_BYTES_MAX + 2))).is_err());
+    }
+
+    #[test]
+    fn a_cursor_continues_its_own_range_alone() {
+        let cursor = range("prefix=ab").unwrap().cursor_behind(b"abc");
+        assert_eq!(range(&format!("prefix=ab&cursor={cursor}")).unwrap().start, b"abc\0"[..]);
+        let elsewhere = range(&format!("prefix=ac&cursor={cursor}")).unwrap_err();
+        assert!(elsewhere.failure.message.contains("another range"));
+        assert!(range(&format!("start=ab&cursor={cursor}")).is_err());
+        for bad in ["", "A", "AQ", "AQAAAAA", "%FF", "!", "AgAAAABh"] {
+            assert!(range(&format!("prefix=ab&cursor={bad}")).is_err(), "{bad}");
+        }
+    }
+}
