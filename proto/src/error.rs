@@ -71,7 +71,7 @@ pub const ERRORS: [ErrorRow; 14] = [
     row(E::Overloaded,        "OVERLOADED",          8, 429, 5, true,  "slow down and try again after the given time"),
     row(E::ResourceExhausted, "RESOURCE_EXHAUSTED",  8, 507, 5, true,  "make room, then try again"),
     row(E::DeadlineExceeded,  "DEADLINE_EXCEEDED",   4, 504, 5, true,  "try again, or with a longer deadline"),
-    row(E::UnknownOutcome,    "UNKNOWN_OUTCOME",     2, 500, 6, false, "read the key to learn what happened"),
+    row(E::UnknownOutcome,    "UNKNOWN_OUTCOME",     2, 520, 6, false, "read the key to learn what happened"),
     row(E::Corruption,        "CORRUPTION",         15, 500, 1, true,  "try another replica; see the node's log"),
     row(E::NotReady,          "NOT_READY",          14, 503, 5, true,  "wait until the node serves"),
     row(E::Internal,          "INTERNAL",           13, 500, 1, false, "report it with the node's log"),
