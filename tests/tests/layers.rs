@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use krita_tests::source::{SourceFile, assert_none, files, names};
 
 /// For each crate the crates of ours that it may depend on, and why no others.
-const MAY_DEPEND_ON: [(&str, &[&str], &str); 11] = [
+const MAY_DEPEND_ON: [(&str, &[&str], &str); 12] = [
     ("proto", &[], "the wire is read by everyone, so it drags nothing along"),
     ("runtime", &[], "the seam knows the machine, and nothing of Krita"),
     ("raft", &[], "consensus is replayed and tested on its own"),
@@ -17,6 +17,11 @@ const MAY_DEPEND_ON: [(&str, &[&str], &str); 11] = [
     ("net", &["proto", "runtime"], "connections know frames, but neither storage nor consensus"),
     ("node", &["engine", "net", "proto", "raft", "runtime"], "a node is all parts together, but no client"),
     ("clients/rust", &["proto"], "clients run anywhere: they speak the protocol, and see no server"),
+    (
+        "clients/python",
+        &["client", "cli"],
+        "the Python package is the Rust client and its command, in Python's terms",
+    ),
     (
         "bin/client",
         &["client", "engine", "proto"],

@@ -1,6 +1,7 @@
 //! The client for programs without an executor: the same calls, which block.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use krita_proto::error::ErrorCode;
@@ -47,6 +48,12 @@ impl Client {
             .map_err(|error| Error::new(ErrorCode::Internal, format!("cannot start a thread: {error}")))?;
         let client = runtime.block_on(crate::Client::connect(options))?;
         Ok(Self { client, runtime: Arc::new(runtime) })
+    }
+
+    /// See [`crate::Client::with_timeout`].
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { client: self.client.with_timeout(timeout), runtime: self.runtime.clone() }
     }
 
     /// See [`crate::Client::put`].

@@ -9,7 +9,7 @@ use krita_proto::error::ErrorCode;
 
 use crate::cluster::{Cluster, in_parallel, unexpected};
 use crate::core::batch::{Group, Plan, detached, outcome, plan_atomic, plan_pieces};
-use crate::core::call::CallKind;
+use crate::core::call::{Call, CallKind};
 use crate::core::message::{Request, Response, check_key, check_value, condition_to_wire};
 use crate::error::{Error, Result};
 use crate::options::Options;
@@ -28,10 +28,13 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection to a cluster. Cheap to clone; usable from any task and thread of a tokio runtime.
 ///
-/// Every call ends within its timeout. Reads are linearizable. A write that returns `Ok` is durable on a majority.
+/// Every call ends within its timeout; where a call has many parts, as [`Client::put_many`] and scans do, each part
+/// has that time. Reads are linearizable. A write that returns `Ok` is durable on a majority.
 #[derive(Clone)]
 pub struct Client {
     cluster: Arc<Cluster>,
+    /// Instead of the options', where a call says nothing.
+    timeout: Option<Duration>,
 }
 
 impl std::fmt::Debug for Client {
@@ -48,7 +51,18 @@ impl Client {
     pub async fn connect(options: Options) -> Result<Self> {
         let cluster = Arc::new(Cluster::new(options)?);
         cluster.greet().await?;
-        Ok(Self { cluster })
+        Ok(Self { cluster, timeout: None })
+    }
+
+    /// The same client, connections and all, whose calls may take this long where they say nothing else.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { cluster: self.cluster.clone(), timeout: Some(timeout) }
+    }
+
+    /// A call that begins now.
+    fn call(&self, kind: CallKind, timeout: Option<Duration>) -> Call {
+        self.cluster.call(kind, timeout.or(self.timeout))
     }
 
     /// Sets a key's value.
@@ -81,7 +95,7 @@ impl Client {
     pub async fn get_with(&self, key: impl Into<Bytes>, options: ReadOptions) -> Result<Option<Entry>> {
         let key = key.into();
         check_key(&key)?;
-        let mut call = self.cluster.call(CallKind::Read, options.timeout);
+        let mut call = self.call(CallKind::Read, options.timeout);
         let shard = self.cluster.with_topology(&mut call, |topology| topology.shard_of(&key)).await?;
         let request = Request::Get(v1::Get { key, timeout_ms: 0 });
         match self.cluster.run(call, CallKind::Read, shard, request).await? {
@@ -113,7 +127,7 @@ impl Client {
             Condition::IfValue(_) => false,
         };
         let kind = CallKind::Write { condition_is_remembered };
-        let mut call = self.cluster.call(kind, options.timeout);
+        let mut call = self.call(kind, options.timeout);
         let shard = self.cluster.with_topology(&mut call, |topology| topology.shard_of(key)).await?;
         match self.cluster.run(call, kind, shard, request).await? {
             Response::Write(reply) => Ok(reply),
@@ -157,14 +171,16 @@ impl Client {
         operations: Vec<Operation>,
         plan: fn(&[Operation], u32) -> Plan,
     ) -> Vec<Result<OperationOutcome>> {
-        let mut call = self.cluster.call(CallKind::Read, None);
+        let mut call = self.call(CallKind::Read, None);
         let planned =
             self.cluster.with_topology(&mut call, |topology| plan(&operations, topology.shard_count())).await;
         let plan = match planned {
             Ok(plan) => plan,
             Err(error) => return operations.iter().map(|_| Err(error.clone())).collect(),
         };
-        let sent = in_parallel(plan.groups, BATCHES_AT_ONCE, send_group, &self.cluster).await;
+        let timeout = self.timeout;
+        let send = move |cluster, group| send_group(cluster, group, timeout);
+        let sent = in_parallel(plan.groups, BATCHES_AT_ONCE, send, &self.cluster).await;
         let mut results: BTreeMap<usize, Result<OperationOutcome>> =
             plan.refused.into_iter().map(|(position, error)| (position, Err(error))).collect();
         results.extend(sent.into_iter().flatten());
@@ -177,7 +193,8 @@ impl Client {
     ///
     /// Memory: at most two pages per shard, see [`ScanOptions::page_items`].
     pub fn scan(&self, options: ScanOptions) -> Scan {
-        Scan::new(self.cluster.clone(), options)
+        let timeout = options.timeout.or(self.timeout);
+        Scan::new(self.cluster.clone(), ScanOptions { timeout, ..options })
     }
 
     /// Keys that begin with `prefix`, in order.
@@ -266,14 +283,18 @@ async fn ask_health(cluster: Arc<Cluster>, member: (String, (u32, String))) -> M
 }
 
 /// Sends one group; one result per operation, with its position in the caller's list.
-async fn send_group(cluster: Arc<Cluster>, group: Group) -> Vec<(usize, Result<OperationOutcome>)> {
+async fn send_group(
+    cluster: Arc<Cluster>,
+    group: Group,
+    timeout: Option<Duration>,
+) -> Vec<(usize, Result<OperationOutcome>)> {
     let Group { shard, positions, operations, has_writes, has_value_conditions, .. } = group;
     let kind = if has_writes {
         CallKind::Write { condition_is_remembered: !has_value_conditions }
     } else {
         CallKind::Read
     };
-    let call = cluster.call(kind, None);
+    let call = cluster.call(kind, timeout);
     let request =
         Request::Batch(v1::Batch { shard, operations: operations.clone(), request_id: None, timeout_ms: 0 });
     let error = match cluster.run(call, kind, shard, request).await {
