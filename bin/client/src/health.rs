@@ -1,25 +1,19 @@
 //! Asks members how they are, and prints what they say.
 
-use std::io::Write;
-
 use kritaclient::{Error, MemberHealth};
 
-use crate::connection::{ConnectionArguments, connect};
+use crate::connection::Target;
 use crate::failure::Failure;
-use crate::print::{self, Output};
+use crate::output::Printer;
+use crate::print;
 
 /// Prints how the named node is, or all members of its cluster.
 ///
 /// # Errors
 /// A member is not healthy, or refused to say.
-pub fn check(
-    connection: &ConnectionArguments,
-    all: bool,
-    output: Output,
-    out: &mut impl Write,
-) -> Result<(), Failure> {
-    let members = ask(connection, all)?;
-    print::health(out, output, &members)?;
+pub fn check(target: &Target, all: bool, print: &mut Printer<'_>) -> Result<(), Failure> {
+    let members = ask(target, all)?;
+    print::health(print, &members)?;
     judge(&members)
 }
 
@@ -28,7 +22,8 @@ pub fn check(
 /// # Errors
 /// A member is not healthy, or refused to say.
 pub fn judge(members: &[MemberHealth]) -> Result<(), Failure> {
-    if let Some(refused) = members.iter().find_map(refusal) {
+    let refused = members.iter().filter_map(|member| member.status.as_ref().err());
+    if let Some(refused) = refused.into_iter().find(|error| print::is_refusal(error)) {
         return Err(refused.clone().into());
     }
     let all_healthy = !members.is_empty() && members.iter().all(print::is_healthy);
@@ -36,12 +31,16 @@ pub fn judge(members: &[MemberHealth]) -> Result<(), Failure> {
 }
 
 /// How the named node is, or all members of its cluster. A node that is not reached is among them.
-pub(crate) fn ask(connection: &ConnectionArguments, all: bool) -> Result<Vec<MemberHealth>, Failure> {
-    let address = connection.address();
-    match connect(connection) {
+pub(crate) fn ask(target: &Target, all: bool) -> Result<Vec<MemberHealth>, Failure> {
+    let address = target.address();
+    match target.client() {
         Ok(client) if all => Ok(client.health()?),
         Ok(client) => Ok(vec![member(&address, client.node_status(&address))?]),
-        Err(Failure::Krita(error)) => Ok(vec![member(&address, Err(error))?]),
+        // Nobody answers: then all that were named are unreachable.
+        Err(Failure::Krita(error)) => {
+            let addresses = if all { target.addresses() } else { vec![address] };
+            addresses.iter().map(|address| member(address, Err(error.clone()))).collect()
+        }
         Err(other) => Err(other),
     }
 }
@@ -65,11 +64,6 @@ fn member(
     })
 }
 
-/// A member that refused the token says nothing of its health.
-fn refusal(member: &MemberHealth) -> Option<&Error> {
-    member.status.as_ref().err().filter(|error| matches!(error, Error::Denied(_)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,8 +72,11 @@ mod tests {
     #[test]
     fn a_refused_token_is_no_statement_about_health() {
         let denied = Error::new(ErrorCode::Unauthenticated, "who are you");
-        assert!(matches!(member("a", Err(denied)), Err(Failure::Krita(Error::Denied(_)))));
-        let gone = Error::new(ErrorCode::Unavailable, "no route");
-        assert!(member("a", Err(gone)).is_ok_and(|member| !print::is_healthy(&member)));
+        assert!(matches!(member("a", Err(denied.clone())), Err(Failure::Krita(Error::Denied(_)))));
+        let gone = member("a", Err(Error::new(ErrorCode::Unavailable, "no route"))).unwrap();
+        assert!(!print::is_healthy(&gone));
+        assert!(matches!(judge(std::slice::from_ref(&gone)), Err(Failure::Unhealthy)));
+        let refusing = MemberHealth { status: Err(denied), ..gone.clone() };
+        assert!(matches!(judge(&[gone, refusing]), Err(Failure::Krita(Error::Denied(_)))));
     }
 }

@@ -6,30 +6,27 @@ use std::io::{self, Write};
 use kritaclient::{Error, MemberHealth, v1};
 use serde_json::{Value, json};
 
-use crate::connection::{ConnectionArguments, connect};
-use crate::control::Form;
+use crate::connection::Target;
 use crate::failure::Failure;
 use crate::health::{ask, judge};
-use crate::print::{self, Output, free_bytes, line};
+use crate::output::{Printer, Style};
+use crate::print::{self, free_bytes};
 
 /// Prints how every member is, and what its disk holds.
-pub(super) fn status(
-    connection: &ConnectionArguments,
-    form: Form,
-    out: &mut impl Write,
-) -> Result<(), Failure> {
-    let members = ask(connection, true)?;
-    match form {
-        Form::Json => print::health(out, Output::Json, &members)?,
-        Form::Text => {
-            print::health(out, Output::Text, &members)?;
-            members.iter().try_for_each(|member| storage(out, member))?;
-        }
-    }
+pub(super) fn status(target: &Target, print: &mut Printer<'_>) -> Result<(), Failure> {
+    let members = ask(target, true)?;
+    let style = print.style();
+    print.result(
+        |out| {
+            members.iter().try_for_each(|member| print::health_text(out, member, style))?;
+            members.iter().try_for_each(|member| storage(out, member))
+        },
+        || print::health_value(&members),
+    )?;
     judge(&members)
 }
 
-fn storage(out: &mut impl Write, member: &MemberHealth) -> io::Result<()> {
+fn storage(out: &mut dyn Write, member: &MemberHealth) -> io::Result<()> {
     let Some(storage) = member.status.as_ref().ok().and_then(|status| status.storage.as_ref()) else {
         return Ok(());
     };
@@ -72,13 +69,8 @@ fn verdict(reply: &v1::VerifyReply) -> Verdict {
 }
 
 /// Compares the replicas of one shard, or of all.
-pub(super) fn verify(
-    connection: &ConnectionArguments,
-    shard: Option<u32>,
-    form: Form,
-    out: &mut impl Write,
-) -> Result<(), Failure> {
-    let client = connect(connection)?;
+pub(super) fn verify(target: &Target, shard: Option<u32>, print: &mut Printer<'_>) -> Result<(), Failure> {
+    let client = target.client()?;
     let status = client.cluster_status()?;
     let names: BTreeMap<u32, &str> =
         status.members.iter().map(|member| (member.node_number, member.node_id.as_str())).collect();
@@ -92,20 +84,20 @@ pub(super) fn verify(
     };
     let (equal, different) = (count(Verdict::Equal), count(Verdict::Different));
     let open = verified.len() - equal - different;
-    match form {
-        Form::Text => {
+    let style = print.style();
+    print.result(
+        |out| {
             for (shard, reply) in &verified {
-                verified_text(out, *shard, reply, &names)?;
+                verified_text(out, *shard, reply, &names, style)?;
             }
-            writeln!(out, "{equal} shards equal, {different} different, {open} not compared in full")?;
-        }
-        Form::Json => {
+            writeln!(out, "{equal} shards equal, {different} different, {open} not compared in full")
+        },
+        || {
             let shards: Vec<Value> =
-                verified.iter().map(|(shard, reply)| verified_json(*shard, reply)).collect();
-            let summary = json!({ "equal": equal, "different": different, "open": open, "shards": shards });
-            line(out, &summary)?;
-        }
-    }
+                verified.iter().map(|(shard, reply)| verified_value(*shard, reply)).collect();
+            json!({ "equal": equal, "different": different, "open": open, "shards": shards })
+        },
+    )?;
     let denied = verified.iter().find_map(|(_, reply)| match reply {
         Err(error @ (Error::Denied(_) | Error::Configuration(_) | Error::InvalidRequest(_))) => Some(error),
         Ok(_) | Err(_) => None,
@@ -119,10 +111,11 @@ pub(super) fn verify(
 }
 
 fn verified_text(
-    out: &mut impl Write,
+    out: &mut dyn Write,
     shard: u32,
     reply: &Result<v1::VerifyReply, Error>,
     names: &BTreeMap<u32, &str>,
+    style: Style,
 ) -> io::Result<()> {
     let reply = match reply {
         Ok(reply) => reply,
@@ -131,8 +124,8 @@ fn verified_text(
     let word = match verdict(reply) {
         // One line for what is well would drown what is not.
         Verdict::Equal => return Ok(()),
-        Verdict::Partial => "partly compared",
-        Verdict::Different => "DIFFERENT",
+        Verdict::Partial => style.doubtful("partly compared"),
+        Verdict::Different => style.bad("DIFFERENT"),
     };
     write!(out, "shard {shard}  {word} at index {}", reply.index)?;
     for replica in &reply.replicas {
@@ -145,7 +138,7 @@ fn verified_text(
     writeln!(out)
 }
 
-fn verified_json(shard: u32, reply: &Result<v1::VerifyReply, Error>) -> Value {
+fn verified_value(shard: u32, reply: &Result<v1::VerifyReply, Error>) -> Value {
     match reply {
         Ok(reply) => {
             let replicas = reply.replicas.iter().map(|replica| {
@@ -170,29 +163,32 @@ fn verified_json(shard: u32, reply: &Result<v1::VerifyReply, Error>) -> Value {
 
 /// Has the named node, or every member, begin to check all that it stores.
 pub(super) fn scrub(
-    connection: &ConnectionArguments,
+    target: &Target,
     all: bool,
-    form: Form,
-    out: &mut impl Write,
+    dry_run: bool,
+    print: &mut Printer<'_>,
 ) -> Result<(), Failure> {
-    let client = connect(connection)?;
+    let client = target.client()?;
     let addresses = match all {
         true => client.cluster_status()?.members.into_iter().map(|member| member.address).collect(),
-        false => vec![connection.address()],
+        false => vec![target.address()],
     };
     let mut failed = None;
     for address in addresses {
-        let begun = client.scrub(&address);
-        match (form, &begun) {
-            (Form::Text, Ok(())) => writeln!(out, "{address}  scrubbing; kritactl status tells how it goes")?,
-            (Form::Text, Err(error)) => writeln!(out, "{address}  {error}")?,
-            (Form::Json, begun) => {
-                let error = begun.as_ref().err().map(ToString::to_string);
-                line(out, &json!({ "address": address, "begun": begun.is_ok(), "error": error }))?;
-            }
-        }
+        let begun = if dry_run { client.node_status(&address).map(drop) } else { client.scrub(&address) };
+        let error = begun.as_ref().err().map(ToString::to_string);
+        let text = |out: &mut dyn Write| match (&error, dry_run) {
+            (Some(error), _) => writeln!(out, "{address}  {error}"),
+            (None, true) => writeln!(out, "{address}  would scrub"),
+            (None, false) => writeln!(out, "{address}  scrubbing; kritactl status tells how it goes"),
+        };
+        print.item(text, || {
+            let has_begun = begun.is_ok() && !dry_run;
+            json!({ "address": address, "begun": has_begun, "dry_run": dry_run, "error": error })
+        })?;
         failed = failed.or(begun.err());
     }
+    print.end_list()?;
     failed.map_or(Ok(()), |error| Err(error.into()))
 }
 

@@ -9,15 +9,15 @@ use krita_engine::inspect::{
 };
 
 use crate::control::files::{Folder, OpenFile, logs, named};
-use crate::control::{Debug, FileArguments, Form, json, lock, text};
+use crate::control::{Debug, FileArguments, json, lock, text};
 use crate::failure::Failure;
-use crate::print::line;
+use crate::output::Printer;
 
 /// Does what was typed behind `debug`.
 ///
 /// # Errors
 /// A file cannot be read, a node uses it, or damage was found.
-pub fn run(command: &Debug, form: Form, out: &mut impl Write) -> Result<(), Failure> {
+pub fn run(command: &Debug, print: &mut Printer<'_>) -> Result<(), Failure> {
     let files = match command {
         Debug::Log { files, .. }
         | Debug::Segment { files, .. }
@@ -27,19 +27,20 @@ pub fn run(command: &Debug, form: Form, out: &mut impl Write) -> Result<(), Fail
     };
     refuse_if_in_use(files)?;
     let damaged = match command {
-        Debug::Log { files, records } => log(files, *records, form, out)?,
+        Debug::Log { files, records } => log(files, *records, print)?,
         Debug::Segment { files, records, batch } => {
             let which = match (records, batch) {
                 (true, _) => Which::All,
                 (false, Some(batch)) => Which::One(*batch),
                 (false, None) => Which::None,
             };
-            segment(files, which, form, out)?
+            segment(files, which, print)?
         }
-        Debug::Run { files, keys } => run_file(files, *keys, form, out)?,
-        Debug::Checkpoint { files } => checkpoint(files, form, out)?,
-        Debug::Manifest { files, frames } => manifest(files, *frames, form, out)?,
+        Debug::Run { files, keys } => run_file(files, *keys, print)?,
+        Debug::Checkpoint { files } => checkpoint(files, print)?,
+        Debug::Manifest { files, frames } => manifest(files, *frames, print)?,
     };
+    print.end_list()?;
     if !damaged {
         return Ok(());
     }
@@ -79,15 +80,14 @@ enum Which {
 }
 
 /// Prints batches and records as they come.
-struct Lister<'o, W> {
-    out: &'o mut W,
-    form: Form,
+struct Lister<'o, 'w> {
+    print: &'o mut Printer<'w>,
     which: Which,
     /// Whether the records that come belong to a batch that is listed.
     listing: bool,
 }
 
-impl<W: Write> Lister<'_, W> {
+impl Lister<'_, '_> {
     fn show(&mut self, item: SegmentItem<'_>) -> io::Result<()> {
         match item {
             SegmentItem::Batch(batch) => {
@@ -100,25 +100,19 @@ impl<W: Write> Lister<'_, W> {
     }
 
     fn batch(&mut self, batch: &BatchInfo) -> io::Result<()> {
-        match self.form {
-            Form::Text => text::batch(self.out, batch),
-            Form::Json => line(self.out, &json::batch(batch)),
-        }
+        self.print.item(|out| text::batch(out, batch), || json::batch(batch))
     }
 
     fn record(&mut self, record: &RecordInfo) -> io::Result<()> {
-        match self.form {
-            Form::Text => text::record(self.out, record),
-            Form::Json => line(self.out, &json::record(record)),
-        }
+        self.print.item(|out| text::record(out, record), || json::record(record))
     }
 }
 
-fn log(files: &FileArguments, records: bool, form: Form, out: &mut impl Write) -> Result<bool, Failure> {
+fn log(files: &FileArguments, records: bool, print: &mut Printer<'_>) -> Result<bool, Failure> {
     let mut damaged = false;
     for path in logs(&files.path)? {
         let which = if records { Which::All } else { Which::None };
-        let mut lister = Lister { out: &mut *out, form, which, listing: false };
+        let mut lister = Lister { print: &mut *print, which, listing: false };
         let report = inspect_log(&Folder(path.clone()), files.nonce, &mut |item| lister.show(item))?;
         if report.context.is_none() && !report.findings.damaged() {
             let what =
@@ -127,10 +121,7 @@ fn log(files: &FileArguments, records: bool, form: Form, out: &mut impl Write) -
         }
         damaged |= report.findings.damaged();
         let path = path.display().to_string();
-        match form {
-            Form::Text => text::log(out, &path, &report)?,
-            Form::Json => line(out, &json::log(&path, &report))?,
-        }
+        print.item(|out| text::log(out, &path, &report), || json::log(&path, &report))?;
     }
     Ok(damaged)
 }
@@ -161,19 +152,19 @@ fn context(files: &FileArguments) -> Result<LogContext, Failure> {
     }
 }
 
-fn segment(files: &FileArguments, which: Which, form: Form, out: &mut impl Write) -> Result<bool, Failure> {
+fn segment(files: &FileArguments, which: Which, print: &mut Printer<'_>) -> Result<bool, Failure> {
     let context = context(files)?;
     let (_, name) = place(&files.path);
     let file = OpenFile::open(&files.path)?;
-    let mut lister = Lister { out: &mut *out, form, which, listing: false };
+    let mut lister = Lister { print: &mut *print, which, listing: false };
     let report = inspect_segment(&file, &name, context, &mut |item| lister.show(item))?;
-    match form {
-        Form::Text => {
+    print.item(
+        |out| {
             text::segment(out, &report.summary)?;
-            text::findings(out, &report.findings)?;
-        }
-        Form::Json => line(out, &verdict(json::segment(&report.summary), &report.findings))?,
-    }
+            text::findings(out, &report.findings)
+        },
+        || verdict(json::segment(&report.summary), &report.findings),
+    )?;
     Ok(report.findings.damaged())
 }
 
@@ -182,47 +173,42 @@ fn verdict(mut value: serde_json::Value, findings: &Findings) -> serde_json::Val
     value
 }
 
-fn run_file(files: &FileArguments, keys: bool, form: Form, out: &mut impl Write) -> Result<bool, Failure> {
+fn run_file(files: &FileArguments, keys: bool, print: &mut Printer<'_>) -> Result<bool, Failure> {
     let context = context(files)?;
     let (_, name) = place(&files.path);
     let file = OpenFile::open(&files.path)?;
-    let report = inspect_run(&file, &name, context, &mut |item| match (keys, form) {
-        (false, _) => Ok(()),
-        (true, Form::Text) => text::run_item(out, &item),
-        (true, Form::Json) => line(out, &json::run_item(&item)),
+    let report = inspect_run(&file, &name, context, &mut |item| match keys {
+        false => Ok(()),
+        true => print.item(|out| text::run_item(out, &item), || json::run_item(&item)),
     })?;
-    match form {
-        Form::Text => text::run(out, &report)?,
-        Form::Json => line(out, &verdict(json::run(&report), &report.findings))?,
-    }
+    print.item(|out| text::run(out, &report), || verdict(json::run(&report), &report.findings))?;
     Ok(report.findings.damaged())
 }
 
-fn checkpoint(files: &FileArguments, form: Form, out: &mut impl Write) -> Result<bool, Failure> {
+fn checkpoint(files: &FileArguments, print: &mut Printer<'_>) -> Result<bool, Failure> {
     let context = context(files)?;
     let (_, name) = place(&files.path);
     let report = inspect_checkpoint(&OpenFile::open(&files.path)?, &name, context)?;
-    match form {
-        Form::Text => text::checkpoint(out, &report)?,
-        Form::Json => line(out, &verdict(json::checkpoint(&report), &report.findings))?,
-    }
+    print.item(
+        |out| text::checkpoint(out, &report),
+        || verdict(json::checkpoint(&report), &report.findings),
+    )?;
     Ok(report.findings.damaged())
 }
 
-fn manifest(files: &FileArguments, frames: bool, form: Form, out: &mut impl Write) -> Result<bool, Failure> {
+fn manifest(files: &FileArguments, frames: bool, print: &mut Printer<'_>) -> Result<bool, Failure> {
     let (_, name) = place(&files.path);
     let file = OpenFile::open(&files.path)?;
-    let report = inspect_manifest(&file, &name, &mut |frame| match (frames, form) {
-        (false, _) => Ok(()),
-        (true, Form::Text) => text::frame(out, frame),
-        (true, Form::Json) => line(out, &json::frame(frame)),
+    let report = inspect_manifest(&file, &name, &mut |frame| match frames {
+        false => Ok(()),
+        true => print.item(|out| text::frame(out, frame), || json::frame(frame)),
     })?;
-    match form {
-        Form::Text => {
+    print.item(
+        |out| {
             text::manifest(out, &report)?;
-            text::findings(out, &report.findings)?;
-        }
-        Form::Json => line(out, &verdict(json::manifest(&report), &report.findings))?,
-    }
+            text::findings(out, &report.findings)
+        },
+        || verdict(json::manifest(&report), &report.findings),
+    )?;
     Ok(report.findings.damaged())
 }

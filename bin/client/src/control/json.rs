@@ -8,7 +8,7 @@ use krita_engine::inspect::{
 use krita_engine::{Extent, HardState};
 use serde_json::{Map, Value, json};
 
-use crate::print::insert_bytes;
+use crate::output::insert_bytes;
 
 fn hex(number: u64) -> String {
     format!("{number:#018x}")

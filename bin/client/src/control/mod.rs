@@ -1,19 +1,24 @@
-//! What `kritactl` does. Its command line stands here; [`debug`] looks into files.
+//! What `kritactl` does. Its command line stands here; [`debug`] looks into files, `doctor` at this machine and the
+//! way to the others.
 
 mod cluster;
 pub mod debug;
+mod doctor;
 mod files;
+mod inventory;
 mod json;
 mod lock;
 mod text;
 
-use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::connection::{ConnectionArguments, PROFILE_HELP};
+use crate::documents;
 use crate::failure::Failure;
+use crate::output::{Output, Printer};
 
 const EXIT_CODES: &str = "\
 Results go to stdout, messages to stderr. Exit codes:
@@ -22,14 +27,17 @@ Results go to stdout, messages to stderr. Exit codes:
    2  wrong usage
    4  not authenticated, or denied
    5  unavailable, or timed out
-  10  unhealthy, or not all replicas could be compared
+  10  unhealthy, not all replicas could be compared, or doctor found what must be mended
   11  damage was found, or replicas differ; what and where is printed";
 
 const EXAMPLES: &str = "\
 Examples:
-  kritactl status --port 8080 --cluster-name krita-demo
+  kritactl status
+  kritactl doctor --config /etc/krita/krita.yaml
+  kritactl node list -o table
+  kritactl shard show 5
   kritactl verify
-  kritactl scrub --all
+  kritactl scrub --all --dry-run
   kritactl debug log /var/lib/krita/data
   kritactl debug segment data/log-000/segment-3 --batch 812
   kritactl debug run data/log-000/run-5-17 --keys -o json";
@@ -39,45 +47,99 @@ Examples:
 #[command(name = "kritactl", version, after_help = format!("{EXAMPLES}\n\n{PROFILE_HELP}\n\n{EXIT_CODES}"))]
 pub struct Arguments {
     /// How to reach the cluster.
-    #[command(flatten, next_help_heading = "Connection")]
+    #[command(flatten)]
     pub connection: ConnectionArguments,
     /// How results are printed.
-    #[arg(short, long, global = true, value_enum, default_value_t = Form::Text)]
-    pub output: Form,
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-}
-
-/// How results are printed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Form {
-    /// For people.
-    Text,
-    /// One JSON value per result; bytes that are not UTF-8 are base64 and marked as such.
-    Json,
 }
 
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Say how every member of the cluster is, and what its disk holds.
+    #[command(after_help = "Examples:\n  kritactl status\n  kritactl status -o json")]
     Status,
+    /// Check this machine and the way to each peer: what would keep a node from starting, or from being heard.
+    #[command(after_help = "\
+Looks at: the kernel, io_uring, locked memory, open files, the disk of data_directory, certificates and their expiry,
+the token's file, the clock beside the peers', and for each peer its name, its port and a hello with the profile's token.
+The limits are those of this process: run it as the node runs (as its user; under systemd, see systemctl show).
+Exit code 10 if something must be mended.
+
+Examples:
+  kritactl doctor
+  kritactl doctor --config /etc/krita/krita.yaml -o table")]
+    Doctor {
+        /// The node's configuration [default: krita.yaml of the profile or the current folder].
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Look at members.
+    #[command(subcommand)]
+    Node(Node),
+    /// Look at shards.
+    #[command(subcommand)]
+    Shard(Shard),
     /// Compare the replicas of each shard with each other. Shards that are equal are counted, others shown.
+    #[command(after_help = "Examples:\n  kritactl verify\n  kritactl verify --shard 5 -o json")]
     Verify {
         /// Only this shard.
         #[arg(long)]
         shard: Option<u32>,
     },
     /// Have the named node read and check everything that it stores, beginning now; damage is mended from peers.
+    #[command(after_help = "Examples:\n  kritactl scrub --host node2\n  kritactl scrub --all")]
     Scrub {
         /// Every member.
         #[arg(long)]
         all: bool,
+        /// Say which nodes would, and let none begin.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Look into files, with every checksum verified and nothing written. The node must be stopped.
     #[command(subcommand)]
     Debug(Debug),
+    /// Print completions for a shell.
+    #[command(after_help = "\
+Examples:
+  source <(kritactl completions bash)
+  kritactl completions zsh > ~/.zfunc/_kritactl")]
+    Completions {
+        /// For which shell.
+        shell: Shell,
+    },
+    /// Write man pages into a folder, one for each command.
+    #[command(after_help = "Examples:\n  kritactl manual /usr/local/share/man/man1")]
+    Manual {
+        /// The folder; made if it is not there.
+        directory: PathBuf,
+    },
+}
+
+/// What of the members.
+#[derive(Subcommand, Debug)]
+pub enum Node {
+    /// List the members, one a line.
+    List,
+    /// Say how the named node is, and with whom it talks.
+    Status,
+}
+
+/// What of the shards.
+#[derive(Subcommand, Debug)]
+pub enum Shard {
+    /// List the shards with their leaders and replicas, as the named node knows them.
+    List,
+    /// Show the replicas of one shard as each of their nodes tells them.
+    Show {
+        /// Which shard.
+        shard: u32,
+    },
 }
 
 /// Which kind of file to look into.
@@ -156,12 +218,20 @@ fn parse_nonce(text: &str) -> Result<u64, String> {
 ///
 /// # Errors
 /// What ends the command with another exit code than 0.
-pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<(), Failure> {
+pub fn run(arguments: &Arguments, print: &mut Printer<'_>) -> Result<(), Failure> {
+    let target = || arguments.connection.target();
     match &arguments.command {
-        Command::Status => cluster::status(&arguments.connection, arguments.output, out),
-        Command::Verify { shard } => cluster::verify(&arguments.connection, *shard, arguments.output, out),
-        Command::Scrub { all } => cluster::scrub(&arguments.connection, *all, arguments.output, out),
-        Command::Debug(command) => debug::run(command, arguments.output, out),
+        Command::Status => cluster::status(&target()?, print),
+        Command::Doctor { config } => doctor::run(config.as_deref(), &arguments.connection, print),
+        Command::Node(Node::List) => inventory::nodes(&target()?, print),
+        Command::Node(Node::Status) => inventory::node(&target()?, print),
+        Command::Shard(Shard::List) => inventory::shards(&target()?, print),
+        Command::Shard(Shard::Show { shard }) => inventory::shard(&target()?, *shard, print),
+        Command::Verify { shard } => cluster::verify(&target()?, *shard, print),
+        Command::Scrub { all, dry_run } => cluster::scrub(&target()?, *all, *dry_run, print),
+        Command::Debug(command) => debug::run(command, print),
+        Command::Completions { shell } => documents::completions(Arguments::command(), *shell, print),
+        Command::Manual { directory } => documents::manual(Arguments::command(), directory, print),
     }
 }
 
@@ -185,7 +255,14 @@ mod tests {
             "status",
             "--host h --port 9 status -o json",
             "verify --shard 3",
-            "scrub --all",
+            "scrub --all --dry-run",
+            "doctor --config krita.yaml",
+            "node list",
+            "node status --host h",
+            "shard list -o table",
+            "shard show 3",
+            "completions fish",
+            "manual d",
             "debug log d",
             "debug log d --records -o json --force --nonce 0xff",
             "debug segment s --batch 8",
@@ -195,7 +272,15 @@ mod tests {
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
         }
-        for line in ["", "debug", "debug log", "debug disk d", "debug log d --nonce x", "status -o raw"] {
+        for line in [
+            "",
+            "debug",
+            "debug log",
+            "debug disk d",
+            "debug log d --nonce x",
+            "status -o xml",
+            "shard show x",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

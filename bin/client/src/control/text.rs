@@ -9,7 +9,7 @@ use krita_engine::inspect::{
 };
 
 /// A log's directory.
-pub(super) fn log(out: &mut impl Write, path: &str, report: &LogReport) -> io::Result<()> {
+pub(super) fn log(out: &mut dyn Write, path: &str, report: &LogReport) -> io::Result<()> {
     writeln!(out, "{path}")?;
     if let Some(found) = &report.manifest {
         manifest(out, found)?;
@@ -33,7 +33,7 @@ pub(super) fn log(out: &mut impl Write, path: &str, report: &LogReport) -> io::R
     findings(out, &report.findings)
 }
 
-fn chain(out: &mut impl Write, chain: &ChainSummary) -> io::Result<()> {
+fn chain(out: &mut dyn Write, chain: &ChainSummary) -> io::Result<()> {
     let sealed = if chain.sealed { "sealed" } else { "without a seal" };
     writeln!(
         out,
@@ -55,7 +55,7 @@ fn counts(counts: &RecordCounts) -> String {
 }
 
 /// What was found, and the verdict.
-pub(super) fn findings(out: &mut impl Write, findings: &Findings) -> io::Result<()> {
+pub(super) fn findings(out: &mut dyn Write, findings: &Findings) -> io::Result<()> {
     for finding in findings.iter() {
         let severity = match finding.severity {
             Severity::Damage => "DAMAGE",
@@ -83,7 +83,7 @@ pub(super) fn findings(out: &mut impl Write, findings: &Findings) -> io::Result<
 }
 
 /// A segment.
-pub(super) fn segment(out: &mut impl Write, summary: &SegmentSummary) -> io::Result<()> {
+pub(super) fn segment(out: &mut dyn Write, summary: &SegmentSummary) -> io::Result<()> {
     let SegmentSummary { file, length, .. } = summary;
     match summary.state {
         SegmentState::Used => {}
@@ -108,7 +108,7 @@ pub(super) fn segment(out: &mut impl Write, summary: &SegmentSummary) -> io::Res
 }
 
 /// A batch.
-pub(super) fn batch(out: &mut impl Write, batch: &BatchInfo) -> io::Result<()> {
+pub(super) fn batch(out: &mut dyn Write, batch: &BatchInfo) -> io::Result<()> {
     let what = if batch.is_seal { "a seal".to_owned() } else { format!("{} records", batch.records) };
     writeln!(
         out,
@@ -124,7 +124,7 @@ pub(super) fn batch(out: &mut impl Write, batch: &BatchInfo) -> io::Result<()> {
 }
 
 /// A record.
-pub(super) fn record(out: &mut impl Write, record: &RecordInfo) -> io::Result<()> {
+pub(super) fn record(out: &mut dyn Write, record: &RecordInfo) -> io::Result<()> {
     write!(out, "  byte {}: {} of {} {}", record.offset, record.name.name(), record.shard, record.replica)?;
     match record.name {
         RecordName::Entry => {
@@ -151,7 +151,7 @@ fn hard_state(state: &krita_engine::HardState) -> String {
 }
 
 /// A manifest.
-pub(super) fn manifest(out: &mut impl Write, report: &ManifestReport) -> io::Result<()> {
+pub(super) fn manifest(out: &mut dyn Write, report: &ManifestReport) -> io::Result<()> {
     let file = &report.file;
     match &report.identity {
         Some(identity) => writeln!(
@@ -165,7 +165,7 @@ pub(super) fn manifest(out: &mut impl Write, report: &ManifestReport) -> io::Res
     report.shards.iter().try_for_each(|shard| shard_lines(out, shard))
 }
 
-fn shard_lines(out: &mut impl Write, shard: &ShardSummary) -> io::Result<()> {
+fn shard_lines(out: &mut dyn Write, shard: &ShardSummary) -> io::Result<()> {
     writeln!(
         out,
         "  {}: {}, generation {}, checkpoint at {} {}",
@@ -199,7 +199,7 @@ fn shard_lines(out: &mut impl Write, shard: &ShardSummary) -> io::Result<()> {
 }
 
 /// A frame of a manifest.
-pub(super) fn frame(out: &mut impl Write, frame: &FrameInfo) -> io::Result<()> {
+pub(super) fn frame(out: &mut dyn Write, frame: &FrameInfo) -> io::Result<()> {
     let whole = if frame.is_whole { ", the whole state" } else { "" };
     write!(out, "frame {} at byte {}: {} bytes{whole}", frame.sequence, frame.offset, frame.length)?;
     for change in &frame.changes {
@@ -209,7 +209,7 @@ pub(super) fn frame(out: &mut impl Write, frame: &FrameInfo) -> io::Result<()> {
 }
 
 /// A run, with the verdict.
-pub(super) fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
+pub(super) fn run(out: &mut dyn Write, report: &RunReport) -> io::Result<()> {
     run_lines(out, report)?;
     for (segment, bytes) in &report.segments {
         writeln!(out, "  {bytes} bytes in {segment}")?;
@@ -217,7 +217,7 @@ pub(super) fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
     findings(out, &report.findings)
 }
 
-fn run_lines(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
+fn run_lines(out: &mut dyn Write, report: &RunReport) -> io::Result<()> {
     let RunReport { file, log, shard, number, length, .. } = report;
     writeln!(out, "{file}: run {number} of {shard} of {log}, {length} bytes")?;
     if !report.is_valid {
@@ -240,7 +240,7 @@ fn run_lines(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
 }
 
 /// A key of a run.
-pub(super) fn run_item(out: &mut impl Write, item: &RunItem<'_>) -> io::Result<()> {
+pub(super) fn run_item(out: &mut dyn Write, item: &RunItem<'_>) -> io::Result<()> {
     write!(out, "{} version {}", escaped(item.key), item.version.0)?;
     if item.extents.is_empty() {
         return writeln!(out, " deleted");
@@ -252,12 +252,12 @@ pub(super) fn run_item(out: &mut impl Write, item: &RunItem<'_>) -> io::Result<(
 }
 
 /// A checkpoint file, with the verdict.
-pub(super) fn checkpoint(out: &mut impl Write, report: &CheckpointReport) -> io::Result<()> {
+pub(super) fn checkpoint(out: &mut dyn Write, report: &CheckpointReport) -> io::Result<()> {
     checkpoint_lines(out, report)?;
     findings(out, &report.findings)
 }
 
-fn checkpoint_lines(out: &mut impl Write, report: &CheckpointReport) -> io::Result<()> {
+fn checkpoint_lines(out: &mut dyn Write, report: &CheckpointReport) -> io::Result<()> {
     let CheckpointReport { file, log, shard, number, length, .. } = report;
     writeln!(
         out,
