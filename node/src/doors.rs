@@ -15,13 +15,14 @@ use krita_net::http::{
     OutgoingBody, Request, Response, StatusCode, header,
 };
 use krita_proto::error::ErrorCode;
-use krita_proto::frame::{FrameKind, RequestMessage};
+use krita_proto::frame::{FrameKind, FrameMessage, RequestMessage};
 use krita_proto::v1;
 use krita_runtime::{Runtime, timeout};
 use prost::Message as _;
 
 use crate::core::Core;
 use crate::failure::Failure;
+use crate::grpc;
 use crate::mesh::NodeRequest;
 use crate::request::ShardRequest;
 use crate::responder::{ReplySink, Responder};
@@ -48,21 +49,24 @@ pub(crate) struct Doors<R: Runtime> {
 }
 
 impl<R: Runtime> HttpService for Doors<R> {
-    fn call(
-        &self,
-        request: Request<IncomingBody>,
-    ) -> impl Future<Output = Response<OutgoingBody>> + 'static {
+    fn call(&self, request: Request<IncomingBody>) -> impl Future<Output = Response<OutgoingBody>> + 'static {
         let core = self.core.upgrade();
         async move {
             match core {
+                Some(core) if grpc::is_grpc(request.headers().get(header::CONTENT_TYPE)) => {
+                    grpc::serve(core, request).await
+                }
                 Some(core) => rest::serve(core, request).await,
                 None => status(StatusCode::SERVICE_UNAVAILABLE),
             }
         }
     }
 
-    fn overloaded(&self, _content_type: Option<&HeaderValue>) -> Response<OutgoingBody> {
-        status(StatusCode::TOO_MANY_REQUESTS)
+    fn overloaded(&self, content_type: Option<&HeaderValue>) -> Response<OutgoingBody> {
+        match grpc::is_grpc(content_type) {
+            true => grpc::overloaded(),
+            false => status(StatusCode::TOO_MANY_REQUESTS),
+        }
     }
 }
 
@@ -82,6 +86,21 @@ impl ReplySink for TaskSink {
         if let Some(answer) = self.answer.borrow_mut().take() {
             // A task that no longer waits has lost its reader.
             let _ = answer.send((kind, body));
+        }
+    }
+}
+
+/// A request that is well-formed.
+enum Asked {
+    Shard(ShardRequest),
+    Other { kind: FrameKind, body: Bytes },
+}
+
+impl Asked {
+    fn timeout<R: Runtime>(&self, core: &Core<R>) -> Duration {
+        match self {
+            Self::Shard(request) => request.timeout,
+            Self::Other { .. } => core.input.config.request_timeout,
         }
     }
 }
@@ -138,32 +157,13 @@ impl<R: Runtime> Core<R> {
         }
     }
 
-    /// Asks the node as a native client would, and waits for the answer. The request's own `timeout_ms` bounds the
-    /// wait (0 = the server's default).
+    /// Asks the node as a native client would, once, and waits for the answer. The request's own `timeout_ms` bounds
+    /// the wait (0 = the server's default).
     ///
     /// Dropping the future does not take a write back: it goes on, and its answer is dropped.
     pub(crate) async fn ask<M: RequestMessage>(self: &Rc<Self>, request: &M) -> Result<M::Reply, Failure> {
-        let (_, body) = self.ask_encoded(M::KIND, Bytes::from(request.encode_to_vec())).await?;
-        M::Reply::decode(body).map_err(|error| {
-            Failure::new(ErrorCode::Internal, format!("the node's own answer does not decode: {error}"))
-        })
-    }
-
-    /// As [`Self::ask`], with the encoded message of that kind, and the encoded answer with its kind.
-    pub(crate) async fn ask_encoded(
-        self: &Rc<Self>,
-        kind: FrameKind,
-        body: Bytes,
-    ) -> Result<(FrameKind, Bytes), Failure> {
-        let (sender, receiver) = oneshot::channel();
-        let sink = Rc::new(TaskSink { answer: RefCell::new(Some(sender)) });
-        self.submit_asked(kind, &body, sink);
-        // A responder that is dropped answers by itself, so the channel is never closed without an answer.
-        let (kind, body) = receiver.await.map_err(|_| Failure::unavailable("the node gave the request up"))?;
-        match kind {
-            FrameKind::Error => Err(decode_failure(&body)),
-            _ => Ok((kind, body)),
-        }
+        let asked = self.decode_asked(M::KIND, Bytes::from(request.encode_to_vec()), None)?;
+        decode_answer(self.ask_once(&asked, asked.timeout(self)).await?)
     }
 
     /// As [`Self::ask`], and again for a while where the shard has no leader that can be reached: an election hides
@@ -172,30 +172,73 @@ impl<R: Runtime> Core<R> {
         self: &Rc<Self>,
         request: &M,
     ) -> Result<M::Reply, Failure> {
-        let until = self.runtime.now() + RETRY_WITHIN;
+        self.ask_within(request, None).await
+    }
+
+    /// As [`Self::ask_retrying`], for a caller who waits no longer than `limit`.
+    pub(crate) async fn ask_within<M: RequestMessage>(
+        self: &Rc<Self>,
+        request: &M,
+        limit: Option<Duration>,
+    ) -> Result<M::Reply, Failure> {
+        decode_answer(self.ask_encoded(M::KIND, Bytes::from(request.encode_to_vec()), limit).await?)
+    }
+
+    /// As [`Self::ask_within`], with the encoded message of that kind, and the encoded answer.
+    pub(crate) async fn ask_encoded(
+        self: &Rc<Self>,
+        kind: FrameKind,
+        body: Bytes,
+        limit: Option<Duration>,
+    ) -> Result<Bytes, Failure> {
+        let asked = self.decode_asked(kind, body, limit)?;
+        let began = self.runtime.now();
+        let until = began + asked.timeout(self);
+        let retry_until = until.min(began + RETRY_WITHIN);
         loop {
-            let outcome = self.ask(request).await;
-            match &outcome {
-                Err(failure) if failure.is_passing() && self.runtime.now() < until => {
+            let now = self.runtime.now();
+            match self.ask_once(&asked, until.since(now)).await {
+                Err(failure) if failure.is_passing() && self.runtime.now() + RETRY_INTERVAL < retry_until => {
                     self.runtime.sleep(RETRY_INTERVAL).await;
                 }
-                _ => return outcome,
+                outcome => return outcome,
             }
         }
     }
 
-    fn submit_asked(self: &Rc<Self>, kind: FrameKind, body: &Bytes, sink: Rc<dyn ReplySink>) {
-        let responder = |changes_data| Responder::new(sink.clone(), 0, changes_data);
+    fn decode_asked(&self, kind: FrameKind, body: Bytes, limit: Option<Duration>) -> Result<Asked, Failure> {
         let shard_count = self.serving.borrow().as_ref().map(|serving| serving.cluster.shard_count());
         let timeout = self.input.config.request_timeout;
-        match ShardRequest::decode(kind, body, false, shard_count.unwrap_or(1), timeout) {
-            Some(_) if shard_count.is_none() => responder(false).fail(&self.not_serving()),
+        match ShardRequest::decode(kind, &body, false, shard_count.unwrap_or(1), timeout) {
+            Some(_) if shard_count.is_none() => Err(self.not_serving()),
             Some(Ok(request)) => {
+                let timeout = limit.map_or(request.timeout, |limit| limit.min(request.timeout));
+                Ok(Asked::Shard(ShardRequest { timeout, ..request }))
+            }
+            Some(Err(failure)) => Err(failure),
+            None => Ok(Asked::Other { kind, body }),
+        }
+    }
+
+    async fn ask_once(self: &Rc<Self>, asked: &Asked, left: Duration) -> Result<Bytes, Failure> {
+        let (sender, receiver) = oneshot::channel();
+        let sink = Rc::new(TaskSink { answer: RefCell::new(Some(sender)) });
+        let responder = |changes_data| Responder::new(sink.clone(), 0, changes_data);
+        match asked {
+            Asked::Shard(request) => {
+                let request = ShardRequest { timeout: left, ..request.clone() };
                 let responder = responder(request.changes_data());
                 self.route(request, responder);
             }
-            Some(Err(failure)) => responder(false).fail(&failure),
-            None => self.submit_other(kind, body, responder(false)),
+            Asked::Other { kind, body } => self.submit_other(*kind, body, responder(false)),
+        }
+        drop(sink);
+        // A responder that is dropped answers by itself, so the channel is never closed without an answer.
+        let (kind, body) =
+            receiver.await.map_err(|_| Failure::unavailable("the node gave the request up"))?;
+        match kind {
+            FrameKind::Error => Err(decode_failure(&body)),
+            _ => Ok(body),
         }
     }
 
@@ -210,9 +253,17 @@ impl<R: Runtime> Core<R> {
                 Err(error) => responder.fail(&Failure::invalid(error.to_string())),
             },
             FrameKind::Scrub => self.answer_node_request(NodeRequest::Scrub, responder),
-            other => responder.fail(&Failure::invalid(format!("{other} is no request that clients may make"))),
+            other => {
+                responder.fail(&Failure::invalid(format!("{other} is no request that clients may make")))
+            }
         }
     }
+}
+
+fn decode_answer<M: FrameMessage>(body: Bytes) -> Result<M, Failure> {
+    M::decode(body).map_err(|error| {
+        Failure::new(ErrorCode::Internal, format!("the node's own answer does not decode: {error}"))
+    })
 }
 
 fn token(headers: &HeaderMap) -> Option<&str> {

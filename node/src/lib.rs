@@ -7,7 +7,7 @@
 //! - `core`: one core's state, with a picture of what flows where; `node`: start, forming, end; `open`: logs and
 //!   replicas come to life.
 //! - `server`, `request`, `router`, `responder`: a request's way in, to its shard, and its answer's way out.
-//! - `doors`, `grpc`, `rest`, `scanning`: the same requests over HTTP.
+//! - `doors`, `grpc`, `rest`, `scanning`, `batching`: the same requests over HTTP.
 //! - `replica`: where Raft, the store and the state machine meet; `applying`, `writes`, `reads`; `emit`: the end of
 //!   each round, one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes;
 //!   `snapshots`.
@@ -21,6 +21,7 @@
 mod applying;
 pub mod auth;
 mod background;
+mod batching;
 mod cluster;
 pub mod command;
 pub mod config;
@@ -30,6 +31,7 @@ mod doors;
 mod emit;
 mod failure;
 pub mod forming;
+mod grpc;
 pub mod identity;
 mod log_memory;
 mod lost_logs;

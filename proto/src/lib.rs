@@ -13,3 +13,18 @@ pub mod routing;
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/krita.v1.rs"));
 }
+
+/// The messages of gRPC's health checking, `grpc.health.v1`.
+#[allow(missing_docs, clippy::all, reason = "generated; the .proto files carry the documentation")]
+pub mod grpc_health {
+    include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
+}
+
+/// The messages of gRPC's reflection, `grpc.reflection.v1`; `v1alpha` has the same.
+#[allow(missing_docs, clippy::all, reason = "generated; the .proto files carry the documentation")]
+pub mod grpc_reflection {
+    include!(concat!(env!("OUT_DIR"), "/grpc.reflection.v1.rs"));
+}
+
+/// An encoded `google.protobuf.FileDescriptorSet`: the files of all gRPC services, each after those that it imports.
+pub const GRPC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/services.bin"));

@@ -82,6 +82,8 @@ pub(super) struct Monitor {
     version: HttpVersion,
     /// Requests whose answer has not been sent to its end.
     active: Cell<u32>,
+    /// There has been a request.
+    is_used: Cell<bool>,
     /// Since when there has been none.
     idle_since: Cell<Instant>,
     /// HTTP/1.1: when the first byte of a request came whose headers are not whole.
@@ -106,6 +108,7 @@ impl Monitor {
             options,
             version,
             active: Cell::new(0),
+            is_used: Cell::new(false),
             idle_since: Cell::new(now),
             // The first request is due at once.
             head_began: Cell::new((version == HttpVersion::One).then_some(now)),
@@ -219,7 +222,8 @@ impl Monitor {
         }
         let idle_timeout = match self.version {
             HttpVersion::One => options.idle_timeout_http1,
-            HttpVersion::Two => options.idle_timeout_http2,
+            HttpVersion::Two if self.is_used.get() => options.idle_timeout_http2,
+            HttpVersion::Two => options.idle_timeout_http1,
         };
         (self.idle_since.get() + idle_timeout, Some(HttpEnd::Idle))
     }
@@ -234,6 +238,7 @@ pub(super) struct Active {
 impl Active {
     pub(super) fn new(monitor: Rc<Monitor>) -> Self {
         monitor.active.set(monitor.active.get() + 1);
+        monitor.is_used.set(true);
         monitor.head_began.set(None);
         monitor.chatter.renew();
         Self { monitor, is_answered: false }
