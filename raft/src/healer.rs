@@ -97,39 +97,34 @@ impl Leader {
         }
     }
 
-    /// Where the members have ever changed: whether the present configuration is committed, and an entry that is newer
-    /// than the last suspicion; if there is none, it is appended.
-    fn has_committed_since_doubts<P: Payload>(&mut self, core: &mut Core<P>) -> bool {
-        let set_by = core.membership().set_by;
-        if set_by == Position::default() {
-            return true;
-        }
-        let doubted = self.progress.values().filter_map(|progress| progress.doubted);
-        let learnt_at = doubted.map(|doubted| doubted.learnt_at).max().unwrap_or_default();
-        if core.log.last() <= learnt_at && self.transfer.is_none() {
-            self.append(core, EntryKind::TermStart, P::default());
-        }
-        core.log.commit() > learnt_at && core.log.commit() >= set_by.index
-    }
-
     /// Decides what the suspects must hold, once that is known: when every voter that is not suspect itself has
     /// answered, in this term, a round that began after the last suspicion was learnt, and the suspects are too few
     /// to have decided anything among themselves.
     pub(crate) fn confirm_doubts<P: Payload>(&mut self, core: &mut Core<P>) {
-        let doubted = self.progress.values().filter_map(|progress| progress.doubted);
+        let doubted: Vec<Doubted> = self.progress.values().filter_map(|progress| progress.doubted).collect();
+        let doubted = doubted.into_iter();
         let Some(learnt) = doubted.clone().map(|doubted| doubted.learnt).max() else { return };
         if doubted.clone().all(|doubted| doubted.heal.is_some()) || !self.has_committed_in_term(core) {
-            return;
-        }
-        if !self.has_committed_since_doubts(core) {
             return;
         }
         let is_whole = |id: &ReplicaId| !self.doubts(*id);
         if !core.configuration().meets_every_majority(|id| is_whole(&id)) {
             return;
         }
-        let confirmed = core.configuration().all_voters().filter(is_whole).all(|id| {
-            id == core.id() || self.progress.get(&id).is_some_and(|progress| progress.acknowledged > learnt)
+        // Where the members have ever changed, who may campaign is known only of those that lack a newer entry.
+        let has_changed = core.membership().set_by != Position::default();
+        let learnt_at = doubted.map(|doubted| doubted.learnt_at).max().filter(|_| has_changed);
+        if learnt_at.is_some_and(|learnt_at| core.log.last() <= learnt_at) && self.transfer.is_none() {
+            self.append(core, EntryKind::TermStart, P::default());
+        }
+        let holds = |index: Index| learnt_at.is_none_or(|learnt_at| index > learnt_at);
+        let is_whole = |id: &ReplicaId| !self.doubts(*id);
+        let confirmed = core.configuration().all_voters().filter(is_whole).all(|id| match id == core.id() {
+            true => holds(core.log.durable()),
+            false => self
+                .progress
+                .get(&id)
+                .is_some_and(|progress| progress.acknowledged > learnt && holds(progress.matched)),
         });
         if !confirmed {
             return;

@@ -17,6 +17,7 @@
 //!   a change to the same configuration and commit them by quorums that do not overlap (found by Ongaro in 2015). The
 //!   entry of its own term shows a quorum of the present configuration that no older change can be committed any more.
 //! - *Somebody else has changed it.* A change names the entry that set the configuration which it means to change.
+//! - *Those that are heard would be no quorum* of the next configuration, or may have forgotten something.
 //! - *A learner is not caught up*, or may have forgotten something: see `catch_up.rs` and `suspect.rs`.
 //!
 //! # A leader that leaves
@@ -85,6 +86,8 @@ pub enum ConfigurationError {
     Nothing,
     /// Nobody would vote.
     NoVoterLeft,
+    /// Those that are heard, and may be believed, would be no quorum: nothing could commit, not even the way back.
+    NoQuorum,
     /// There would be more than [`VOTERS_MAX`](crate::VOTERS_MAX) voters or [`LEARNERS_MAX`](crate::LEARNERS_MAX)
     /// learners.
     TooManyMembers,
@@ -205,6 +208,10 @@ impl Leader {
             }
         }
         self.wake(core);
+        let is_there = |id| id == core.id() || self.is_there(core, id);
+        if !next.is_quorum(is_there) {
+            return Err(ConfigurationError::NoQuorum);
+        }
         Ok(self.append_configuration(core, &next))
     }
 
@@ -246,6 +253,12 @@ impl Leader {
     pub(crate) fn is_caught_up<P: Payload>(&self, core: &Core<P>, progress: &Progress) -> bool {
         let limit = core.config.election_timeout;
         progress.catch_up.is_close(core.now, limit) && core.now <= progress.heard_at.after(limit)
+    }
+
+    /// Whether a voter could be counted on now.
+    fn is_there<P: Payload>(&self, core: &Core<P>, id: ReplicaId) -> bool {
+        let is_heard = |one: &Progress| core.now <= one.heard_at.after(core.config.election_timeout);
+        self.progress.get(&id).is_some_and(|one| one.doubted.is_none() && is_heard(one))
     }
 
     /// Looks how closely the members follow, and forgets those that have had time to learn that they are none.
@@ -314,6 +327,9 @@ impl fmt::Display for ConfigurationError {
             }
             ConfigurationError::Nothing => formatter.write_str("nothing would change"),
             ConfigurationError::NoVoterLeft => formatter.write_str("nobody would vote"),
+            ConfigurationError::NoQuorum => {
+                formatter.write_str("those that can be reached and believed would be no quorum")
+            }
             ConfigurationError::TooManyMembers => formatter.write_str("there would be too many members"),
             ConfigurationError::NotCaughtUp { replica } => {
                 write!(formatter, "replica {replica} does not follow closely enough yet")
