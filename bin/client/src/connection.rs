@@ -98,7 +98,7 @@ impl ConnectionArguments {
     /// # Errors
     /// The profile that was named is none, or a file of it cannot be read.
     pub fn target(&self) -> Result<Target, Failure> {
-        Ok(Target { known: self.known(Path::new("."))?, client: OnceCell::new() })
+        Ok(Target { known: self.known(Path::new(""))?, client: OnceCell::new() })
     }
 }
 
@@ -124,6 +124,13 @@ impl Target {
     /// # Errors
     /// There is no authority, or it cannot be read.
     pub fn options(&self) -> Result<Options, Failure> {
+        if !self.known.insecure && self.known.certificates.is_none() {
+            return Err(Failure::Refused(
+                "no certificates: run this where `init` or the demo was run, name such a folder with --profile, or \
+                 the folder of ca.crt with --tls-cert-path (KRITA_TLS_CERT_PATH), or choose --insecure"
+                    .to_owned(),
+            ));
+        }
         let mut options = self.known.clone().options()?;
         options.client_name = concat!("kritaclient-commands ", env!("CARGO_PKG_VERSION")).to_owned();
         Ok(options)

@@ -1,5 +1,6 @@
 //! How the commands begin and end: the same for all of them.
 
+use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 
 use clap::Parser;
@@ -19,7 +20,17 @@ pub fn main<A: Parser>(
     output: fn(&A) -> Output,
     run: fn(&A, &mut Printer<'_>) -> Result<(), Failure>,
 ) -> ! {
-    let arguments = A::parse();
+    main_from(std::env::args_os(), name, output, run)
+}
+
+/// The same with a command line from elsewhere, its name first: the Python package brings `kritaclient` so.
+pub fn main_from<A: Parser>(
+    words: impl IntoIterator<Item = OsString>,
+    name: &str,
+    output: fn(&A) -> Output,
+    run: fn(&A, &mut Printer<'_>) -> Result<(), Failure>,
+) -> ! {
+    let arguments = A::parse_from(words);
     log_to_stderr();
     let stdout = io::stdout();
     let style = Style::of(&stdout);

@@ -3,6 +3,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use x509_parser::time::ASN1Time;
+
 use super::{Check, Subject};
 
 /// A clock before this is wrong: 2026-01-01, in seconds since 1970.
@@ -16,14 +18,16 @@ pub(super) fn checks(subject: &Subject) -> Vec<Check> {
 
 fn clock() -> Check {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let shown = i64::try_from(now).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
+    let shown = shown.map_or_else(|| format!("{now} s since 1970"), |time| time.to_string());
     if now < CLOCK_MIN {
         return Check::bad(
             "clock",
-            format!("it says {now} s since 1970, which is long past"),
+            format!("it says {shown}, which is long past"),
             "set it, and keep it right with chrony or systemd-timesyncd",
         );
     }
-    Check::good("clock", format!("{now} s since 1970; how far it is from the peers' stands below"))
+    Check::good("clock", format!("{shown}; how far the peers' are from it stands below"))
 }
 
 #[cfg(not(target_os = "linux"))]

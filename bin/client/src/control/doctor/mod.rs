@@ -152,13 +152,13 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let found = match config {
         Some(path) => Some(path.to_owned()),
-        None => profile::config(connection.profile.as_deref(), Path::new("."))?,
+        None => profile::config(connection.profile.as_deref(), Path::new(""))?,
     };
     let node = match &found {
         Some(path) => Some(NodeFile::read(path)?),
         None => None,
     };
-    let mut known = connection.known(Path::new("."))?;
+    let mut known = connection.known(Path::new(""))?;
     if let (Some(_), Some(node)) = (config, &node) {
         // The configuration that was named rules over the profile of the current folder.
         known.nodes = node.nodes();
