@@ -2,7 +2,8 @@
 //!
 //! One port speaks everything, so the first bytes decide. Where TLS is on, the wanted core is read from the server
 //! name of the ClientHello *before* the handshake: a TLS session cannot change cores, but a socket and the bytes
-//! that were read from it can. Without TLS the hello itself says it. Whoever is refused is told so in the language
+//! that were read from it can. Inside TLS, ALPN says what is spoken. Without TLS the hello itself says the core (HTTP
+//! wishes for none). Whoever is refused is told so in the language
 //! it spoke: an `Error` frame, an HTTP answer, a TLS alert.
 
 use std::future::Future;

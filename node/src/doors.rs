@@ -119,7 +119,9 @@ impl<R: Runtime> Core<R> {
         let Some(server) = self.http.get() else { return };
         match server.serve(connection).await {
             Ok(()) => {}
-            Err(HttpEnd::Protocol(error)) => tracing::debug!(%error, "HTTP connection ended"),
+            Err(end @ (HttpEnd::Protocol(_) | HttpEnd::Idle | HttpEnd::Closing)) => {
+                tracing::debug!(%end, "HTTP connection ended");
+            }
             Err(end) => tracing::info!(%end, "HTTP connection ended"),
         }
     }

@@ -258,7 +258,7 @@ impl Watch {
         if let Some(farewell) = &mut self.farewell
             && farewell.as_mut().poll(context).is_ready()
         {
-            return Poll::Ready(Some(HttpEnd::Closing));
+            return Poll::Ready(Some(if self.is_idle { HttpEnd::Idle } else { HttpEnd::Closing }));
         }
         if server.is_closing.get() && self.ends_at.is_none() {
             return Poll::Ready(None);
