@@ -7,12 +7,14 @@
 //! | [`call`] | one call: waited for with the GIL released, or run for an asyncio loop |
 //! | [`scan`] | a scan, a few items at a time |
 //! | [`convert`] | Python's arguments in, Python's values out |
+//! | [`command`] | the command `kritaclient` |
 //!
 //! What people see is written in Python, in `python/kritaclient`: this module is private to it.
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a client runs anywhere, with the machine's own threads")]
 
 mod call;
+mod command;
 mod convert;
 mod handle;
 mod process;
@@ -25,6 +27,8 @@ use pyo3::prelude::*;
 mod native {
     #[pymodule_export]
     use crate::call::{Call, Completions, Task};
+    #[pymodule_export]
+    use crate::command::run_command;
     #[pymodule_export]
     use crate::convert::error_table;
     #[pymodule_export]

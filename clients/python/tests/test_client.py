@@ -61,6 +61,7 @@ def test_values_behave_like_bytes() -> None:
     assert f"[{value:>4}]" == "[  x1]"
     for copied in (copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
         assert (copied, copied.version, type(copied)) == (value, 7, Value)
+    assert value == bytearray(b"x1") and memoryview(b"x1") == value and not value != bytearray(b"x1")
     assert Data(b"x") != "y" and Data(b"\xff") != "\udcff"
 
 
@@ -70,6 +71,8 @@ def test_what_is_no_key_or_value_is_refused_before_it_is_sent(client: KritaClien
             client.put(prefix + "k", wrong)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="want str or bytes"):
             client.get(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="want str or bytes"):
+            client.get_many([prefix, wrong])  # type: ignore[list-item]
     with pytest.raises(UnicodeEncodeError):
         client.put(prefix + "k", "\udcff")
     for key in ("", "k" * 5000):

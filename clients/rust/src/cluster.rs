@@ -25,6 +25,9 @@ use krita_proto::routing::TIMEOUT_MS_MAX;
 /// How long one node may take to say what it knows of the cluster, or of itself.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long after one of the named nodes the next one is greeted, while none has answered.
+const GREETING_STAGGER: Duration = Duration::from_millis(250);
+
 /// How long a node that failed is asked last.
 const SUSPICION_MS: u64 = 1_000;
 
@@ -130,19 +133,32 @@ impl Cluster {
         Call::new(kind, self.options.retry, self.now(), self.timeout_ms(timeout))
     }
 
-    /// Says hello to the first named node that answers.
-    pub(crate) async fn greet(&self) -> Result<()> {
+    /// Says hello to the first named node that answers. One that is slow to answer does not hold up the others.
+    pub(crate) async fn greet(self: &Arc<Self>) -> Result<()> {
+        let mut attempts = tokio::task::JoinSet::new();
+        let mut untried = self.options.nodes.iter();
         let mut told = None;
-        for address in &self.options.nodes {
-            match self.pool.link(address, None).await {
-                Ok(link) => {
+        loop {
+            match untried.next() {
+                Some(address) => {
+                    let (cluster, address) = (self.clone(), address.clone());
+                    attempts.spawn(async move { cluster.pool.link(&address, None).await });
+                }
+                None if attempts.is_empty() => return Err(told.expect("there is at least one node")),
+                None => {}
+            }
+            let patience = if untried.len() > 0 { GREETING_STAGGER } else { Duration::MAX };
+            match tokio::time::timeout(patience, attempts.join_next()).await {
+                Ok(Some(Ok(Ok(link)))) => {
                     self.learn_log_time(link.take_log_time());
                     return Ok(());
                 }
-                Err(error) => told = Some(more_telling(told, error)),
+                Ok(Some(Ok(Err(error)))) => told = Some(more_telling(told, error)),
+                Ok(Some(Err(failure))) => std::panic::resume_unwind(failure.into_panic()),
+                // None is under way, or the first ones take their time: the next one.
+                Ok(None) | Err(_) => {}
             }
         }
-        Err(told.expect("there is at least one node"))
     }
 
     /// Runs `read` on the map, which is fetched first if there is none.
@@ -305,10 +321,22 @@ impl Cluster {
     async fn after_failure(&self, call: &mut Call, attempt: Attempt) -> Result<Retry> {
         let now = self.now();
         let random = self.state().random.next();
-        let retry = match call.failed(attempt, now, random) {
-            Next::Fail(error) => return Err(error),
+        let next = call.failed(attempt, now, random);
+        let attempts = call.attempts();
+        let reason = call.last_failure().map(tracing::field::display);
+        let retry = match next {
+            Next::Fail(error) => {
+                tracing::debug!(attempts, reason, %error, "a call has failed");
+                return Err(error);
+            }
             Next::Retry(retry) => retry,
         };
+        tracing::debug!(
+            attempts,
+            reason,
+            pause_ms = retry.pause_ms,
+            "an attempt has failed; another follows"
+        );
         let charged_ms = if retry.is_charged { self.state().budget.take(now) } else { 0 };
         let until = now.after(retry.pause_ms + charged_ms).min(call.deadline());
         if until > now {
@@ -392,7 +420,11 @@ impl Cluster {
         let rotation = state.random.next() as u32;
         let mut targets =
             state.topology.as_ref().map_or_else(Vec::new, |known| known.informants(rotation, now));
-        for address in &self.options.nodes {
+        drop(state);
+        let mut named: Vec<&String> = self.options.nodes.iter().collect();
+        // One that has answered before is likely to answer again.
+        named.sort_by_key(|address| !self.pool.is_open(address));
+        for address in named {
             if targets.iter().all(|target| target.address != *address) {
                 targets.push(Target { node_number: 0, address: address.clone(), core: None });
             }

@@ -1,26 +1,8 @@
 //! The Rust client of Krita: shard-aware, failing over, with honest outcomes.
 //!
-//! ```no_run
-//! # #[cfg(feature = "tokio")]
-//! # async fn example() -> kritaclient::Result<()> {
-//! use kritaclient::{Client, Options};
-//!
-//! let options = Options::new("mycluster", ["localhost:8080"])
-//!     .certificates(".krita-demo/certs")?
-//!     .token(std::env::var("KRITA_TOKEN").unwrap_or_default());
-//! let client = Client::connect(options).await?;
-//!
-//! let written = client.put("testkey", "testvalue").await?;
-//! let entry = client.get("testkey").await?.expect("it was just put");
-//! assert_eq!(entry.version, written.version);
-//!
-//! let mut keys = client.list_keys("test");
-//! while let Some(key) = keys.next().await {
-//!     println!("{:?}", key?.key);
-//! }
-//! # Ok(())
-//! # }
-//! ```
+#![cfg_attr(feature = "tokio", doc = "```no_run")]
+#![cfg_attr(feature = "tokio", doc = include_str!("../examples/front_page.rs"))]
+#![cfg_attr(feature = "tokio", doc = "```")]
 //!
 //! A write ends in one of three ways: applied (`Ok`), not applied (any [`Error`] but one), or
 //! [`Error::UnknownOutcome`]: the deadline passed while the client did not know. Retries carry a request id and are

@@ -56,6 +56,18 @@ impl Pool {
         }
     }
 
+    /// Whether there is a connection to the node that is not meant for one of its cores.
+    pub(crate) fn is_open(&self, address: &str) -> bool {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.get(&(address.to_owned(), None)).cloned();
+        drop(slots);
+        // Whoever holds the slot is just connecting.
+        slot.is_some_and(|slot| {
+            let slot = slot.try_lock();
+            slot.is_ok_and(|slot| slot.link.as_ref().is_some_and(|link| link.is_open()))
+        })
+    }
+
     /// Forgets the connections to nodes that are not wanted any more. Calls in flight on them go on.
     pub(crate) fn retain(&self, is_wanted: impl Fn(&str) -> bool) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

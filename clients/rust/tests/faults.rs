@@ -235,3 +235,32 @@ fn the_blocking_face_does_the_same() {
     let keys: Vec<_> = client.list_keys("").map(|item| item.unwrap().key).collect();
     assert_eq!(keys, ["a", "b", "c"]);
 }
+
+#[tokio::test]
+async fn a_named_node_that_says_nothing_holds_nobody_up() {
+    let cluster = Fake::start(1, 1).await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut options = cluster.options();
+    options.nodes.insert(0, silent.local_addr().unwrap().to_string());
+    let began = Instant::now();
+    let client = Client::connect(options).await.unwrap();
+    client.put("k", "v").await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(1_500), "{:?}", began.elapsed());
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_client_with_another_timeout_shares_the_rest() {
+    let cluster = Fake::start(1, 1).await;
+    let client = cluster.client().await;
+    client.put("k", "v").await.unwrap();
+    cluster.world().always = Some(Fault::Silence);
+    let began = Instant::now();
+    let hasty = client.with_timeout(Duration::from_millis(50));
+    assert_eq!(hasty.get("k").await.unwrap_err().code(), ErrorCode::DeadlineExceeded);
+    let results = hasty.get_many(vec![Bytes::from("a"), Bytes::from("b")]).await;
+    assert!(results.iter().all(Result::is_err));
+    assert!(began.elapsed() < Duration::from_secs(2));
+    cluster.world().always = None;
+    assert!(client.get("k").await.unwrap().is_some());
+}

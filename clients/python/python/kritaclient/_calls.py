@@ -50,6 +50,14 @@ def handle(
     )
 
 
+def _data(key: Bytes) -> bytes:
+    if isinstance(key, str):
+        return key.encode("utf-8")
+    if isinstance(key, (bytes, bytearray, memoryview)):
+        return bytes(key)
+    raise TypeError(f"want str or bytes, not {type(key).__name__}")
+
+
 class Distinct:
     """Keys, each once, and where each of the caller's keys went."""
 
@@ -58,7 +66,7 @@ class Distinct:
         self.keys: list[Bytes] = []
         self.positions: list[int] = []
         for key in keys:
-            data = key.encode("utf-8") if isinstance(key, str) else bytes(key)
+            data = _data(key)
             if data not in places:
                 places[data] = len(self.keys)
                 self.keys.append(data)

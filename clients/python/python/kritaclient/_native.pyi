@@ -3,18 +3,22 @@
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, NoReturn, TypeVar, final
 
 from ._values import Bytes, Value
 from .errors import KritaError
 
 _T = TypeVar("_T", covariant=True)
 
+__all__ = ["VERSION", "Call", "Completions", "Handle", "Scan", "Task", "error_table", "run_command"]
+
 VERSION: str
 
 def error_table() -> list[tuple[int, str, int, bool, str, str]]: ...
+def run_command(arguments: Sequence[str]) -> NoReturn: ...
 @final
 class Call(Generic[_T]):
+    def __class_getitem__(cls, key: Any) -> Any: ...
     def wait(self) -> _T: ...
     def start(self, completions: Completions, future: Future[Any]) -> Task: ...
 

@@ -41,10 +41,11 @@ class Data(bytes):
                 other = other.encode("utf-8")
             except UnicodeEncodeError:
                 return False
-        return bytes.__eq__(self, other) is True
+        return bytes.__eq__(self, other)
 
     def __ne__(self, other: object) -> bool:
-        return not self == other
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else not equal
 
     __hash__ = bytes.__hash__
 

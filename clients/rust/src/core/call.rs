@@ -117,6 +117,11 @@ impl Call {
         self.attempts
     }
 
+    /// How the last attempt failed.
+    pub fn last_failure(&self) -> Option<&Error> {
+        self.last.as_ref()
+    }
+
     /// An attempt failed: what now. `random` spreads the pauses.
     pub fn failed(&mut self, attempt: Attempt, now: Moment, random: u64) -> Next {
         self.attempts += 1;

@@ -1,0 +1,5 @@
+"""`python -m kritaclient`: the command."""
+
+from ._command import main
+
+main()
