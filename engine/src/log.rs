@@ -12,10 +12,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_channel::oneshot;
-use krita_runtime::{File, Runtime, timeout};
+use krita_runtime::{File, Instant, Runtime, timeout};
 
 use crate::batch::{self, BATCH_HEADER_BYTES, BatchHeader, FLAG_SEAL};
 use crate::error::LogError;
@@ -30,6 +31,9 @@ use crate::types::{
 
 /// Pieces are not cut smaller than this to fit the end of a segment.
 pub(crate) const PIECE_BYTES_MIN: usize = 16 << 10;
+
+/// How often one looks whether entries still have to wait for compaction.
+const HOLD_SLICE: Duration = Duration::from_millis(8);
 
 /// What waits in the queue.
 pub(crate) enum Work {
@@ -130,6 +134,19 @@ struct Item {
     first: Option<Place>,
 }
 
+impl Item {
+    /// Whether it is written although entries are held up. `behind` collects the shards whose entries stay, with what
+    /// has to follow them.
+    fn passes(&self, behind: &mut BTreeSet<ShardId>) -> bool {
+        let is_moved = matches!(self.work, Work::Relocated { .. });
+        let stays = self.work.has_order() || (!is_moved && behind.contains(&self.shard));
+        if stays {
+            behind.insert(self.shard);
+        }
+        !stays
+    }
+}
+
 /// Where the next batch goes.
 pub(crate) struct Head<R: Runtime> {
     pub(crate) segment: SegmentId,
@@ -150,6 +167,17 @@ pub(crate) struct Log<R: Runtime> {
     queue_bytes: usize,
     /// The payload that is being written in pieces.
     large: Option<Item>,
+    /// When the entries that wait first had to.
+    held_since: Option<Instant>,
+}
+
+/// What is held up while compaction gets ahead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Held {
+    /// Entries, and what must not overtake them.
+    Entries,
+    /// That is all there is.
+    All,
 }
 
 /// A record with its place in the batch being made.
@@ -164,7 +192,7 @@ struct Placed {
 
 impl<R: Runtime> Log<R> {
     pub(crate) fn new(head: Head<R>) -> Self {
-        Self { head, queue: VecDeque::new(), queue_bytes: 0, large: None }
+        Self { head, queue: VecDeque::new(), queue_bytes: 0, large: None, held_since: None }
     }
 
     /// The last batch that is durable.
@@ -215,9 +243,22 @@ impl<R: Runtime> Log<R> {
         receiver
     }
 
-    /// Whether something waits that is not compaction's own.
-    fn has_more_than_relocated(&self) -> bool {
-        self.large.iter().chain(&self.queue).any(|item| !matches!(item.work, Work::Relocated { .. }))
+    /// Whether entries are to be held up now, so that compaction gets ahead of them: each for `hold_up` at most.
+    fn hold(&mut self, now: Instant, hold_up: Duration) -> Option<Held> {
+        // The pieces of what was begun must lie in batches in a row.
+        let grows = self.large.is_none() && self.queue.iter().any(|item| item.work.has_order());
+        if !grows || hold_up.is_zero() {
+            self.held_since = None;
+            return None;
+        }
+        let since = *self.held_since.get_or_insert(now);
+        if now >= since + hold_up {
+            self.held_since = None;
+            return None;
+        }
+        let mut behind: BTreeSet<ShardId> = BTreeSet::new();
+        let passes = self.queue.iter().any(|item| item.passes(&mut behind));
+        Some(if passes { Held::Entries } else { Held::All })
     }
 
     fn is_idle(&self) -> bool {
@@ -263,18 +304,20 @@ impl<R: Runtime> Log<R> {
         })
     }
 
-    /// Takes the next batch's records off the queue. Empty if nothing fits into `capacity` bytes.
-    fn collect(&mut self, capacity: usize, piece_bytes: usize) -> (Vec<Placed>, usize) {
+    /// Takes the next batch's records off the queue, entries only if they are not `held`. Empty if nothing fits into
+    /// `capacity` bytes.
+    fn collect(&mut self, capacity: usize, piece_bytes: usize, held: bool) -> (Vec<Placed>, usize) {
         let mut placed = Vec::new();
         let mut used = BATCH_HEADER_BYTES;
         let mut blocked: BTreeSet<ShardId> = self.large.iter().map(|item| item.shard).collect();
+        let mut behind: BTreeSet<ShardId> = BTreeSet::new();
         let is_large = |item: &Item| item.work.payload_bytes() > piece_bytes;
         // Room for one piece, or small records could keep a large one waiting for ever.
         let has_large = self.large.is_some() || self.queue.iter().any(is_large);
         let room = if has_large { capacity.saturating_sub(record_bytes(piece_bytes)) } else { capacity };
         let mut position = 0;
         while let Some(item) = self.queue.get(position) {
-            if blocked.contains(&item.shard) {
+            if (held && !item.passes(&mut behind)) || blocked.contains(&item.shard) {
                 position += 1;
                 continue;
             }
@@ -339,14 +382,16 @@ fn capacity<R: Runtime>(inner: &Inner<R>) -> usize {
 }
 
 async fn write_next<R: Runtime>(inner: &Rc<Inner<R>>) {
-    let held_up = inner.compaction.borrow().hold_up();
-    if !held_up.is_zero() && inner.log.borrow().has_more_than_relocated() {
-        // What comes meanwhile joins the batch.
-        inner.runtime.sleep(held_up).await;
+    let hold_up = inner.compaction.borrow().hold_up();
+    let held = inner.log.borrow_mut().hold(inner.runtime.now(), hold_up);
+    if held == Some(Held::All) {
+        // What comes meanwhile joins the batch; and compaction may be done, or have something to write.
+        let _ = timeout(&inner.runtime, HOLD_SLICE, inner.log_wake.notified()).await;
+        return;
     }
     let piece_bytes = inner.options.piece_bytes as usize;
     let capacity = capacity(inner);
-    let (placed, used) = inner.log.borrow_mut().collect(capacity, piece_bytes);
+    let (placed, used) = inner.log.borrow_mut().collect(capacity, piece_bytes, held.is_some());
     if placed.is_empty() {
         if let Err(error) = next_segment(inner, Room::Ordinary).await {
             no_segment(inner, error).await;

@@ -67,6 +67,13 @@ async fn merge<R: Runtime>(
         }
         write_error("merging runs", error)
     })?;
+    if oldest {
+        let bytes = |run: &Rc<Run<R>>| run.segments().values().sum::<u64>();
+        let (before, after) = (runs.iter().map(bytes).sum(), made.run().map_or(0, bytes));
+        let young = runs.split_last().map_or(&[][..], |(_, young)| young);
+        let items = young.iter().map(|run| run.record().items).sum();
+        inner.compaction.borrow_mut().hidden.learn(items, before, after);
+    }
     let made = RefCell::new(Some(made));
     let changes = || {
         let shards = inner.shards.borrow();

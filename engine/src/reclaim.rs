@@ -25,6 +25,8 @@ struct Evacuation {
     waiting: BTreeSet<ShardId>,
     /// Closed when the last of them was.
     since: Option<EpochNumber>,
+    /// What was alive, where it is now.
+    copied_bytes: u64,
 }
 
 /// What is known of segments on their way to be used again.
@@ -52,6 +54,11 @@ impl Reclaiming {
         !self.dead.is_empty() || self.evacuated.values().any(|evacuation| evacuation.since.is_some())
     }
 
+    /// What was moved out of evacuated segments that cannot be used again yet.
+    pub(crate) fn copied_bytes(&self) -> u64 {
+        self.evacuated.values().map(|evacuation| evacuation.copied_bytes).sum()
+    }
+
     /// Evacuated segments that cannot be used again yet.
     pub(crate) fn evacuated_count(&self) -> u64 {
         self.evacuated.len() as u64
@@ -59,9 +66,9 @@ impl Reclaiming {
 }
 
 impl<R: Runtime> Inner<R> {
-    /// Everything alive in `segment` has been moved: for every key of it the newest layer points elsewhere. The
-    /// segment is used again once that is durable.
-    pub(crate) fn evacuated(&self, segment: SegmentId) {
+    /// Everything alive in `segment` has been moved, and takes `copied_bytes` now: for every key of it the newest layer
+    /// points elsewhere. The segment is used again once that is durable.
+    pub(crate) fn evacuated(&self, segment: SegmentId, copied_bytes: u64) {
         let shards = self.shards.borrow();
         let holders = shards.iter().filter(|(_, shard)| {
             let in_runs = shard.index.runs().iter().any(|run| run.segments().contains_key(&segment));
@@ -69,7 +76,7 @@ impl<R: Runtime> Inner<R> {
         });
         let waiting: BTreeSet<ShardId> = holders.map(|(id, _)| *id).collect();
         let since = waiting.is_empty().then(|| self.epochs.close());
-        self.reclaiming.borrow_mut().evacuated.insert(segment, Evacuation { waiting, since });
+        self.reclaiming.borrow_mut().evacuated.insert(segment, Evacuation { waiting, since, copied_bytes });
         self.maintenance_wake.notify();
     }
 

@@ -306,11 +306,10 @@ impl<R: Runtime> Store<R> {
 
     /// What the index knows of a key, as of the first poll. Completes at the first poll if memory knows.
     pub async fn get(&self, shard: ShardId, key: &[u8]) -> Result<Option<Slot>, ReadError> {
-        let known = self.with(shard, |shard| shard.get_now(key));
+        let known = self.with(shard, |shard| known_slot(shard.get_now(key)));
         match known.ok_or(ReadError::UnknownShard(shard))? {
-            Now::Found(Entry::Put(slot)) => Ok(Some(slot)),
-            Now::Found(Entry::Tombstone(_)) | Now::Absent => Ok(None),
-            Now::Unknown => self.noting(shard, self.view(shard)?.get(key).await),
+            Some(slot) => Ok(slot),
+            None => self.noting(shard, self.view(shard)?.get(key).await),
         }
     }
 
@@ -324,7 +323,12 @@ impl<R: Runtime> Store<R> {
 
     /// What the index knows of each key, all as of the first poll.
     pub async fn get_many(&self, shard: ShardId, keys: &[&[u8]]) -> Result<Vec<Option<Slot>>, ReadError> {
-        self.noting(shard, self.view(shard)?.get_many(keys).await)
+        // Mostly memory knows them all, and then nothing needs to be held still.
+        let known = self.with(shard, |shard| keys.iter().map(|key| known_slot(shard.get_now(key))).collect());
+        match known.ok_or(ReadError::UnknownShard(shard))? {
+            Some(slots) => Ok(slots),
+            None => self.noting(shard, self.view(shard)?.get_many(keys).await),
+        }
     }
 
     pub(crate) fn view(&self, shard: ShardId) -> Result<IndexView<R>, ReadError> {
@@ -336,10 +340,10 @@ impl<R: Runtime> Store<R> {
 
     /// A key's version, if memory knows it: for applying, which does not wait.
     pub fn version_now(&self, shard: ShardId, key: &[u8]) -> VersionNow {
-        match self.with(shard, |shard| shard.get_now(key)) {
-            Some(Now::Found(Entry::Put(slot))) => VersionNow::Known(Some(slot.version)),
-            Some(Now::Found(Entry::Tombstone(_)) | Now::Absent) | None => VersionNow::Known(None),
-            Some(Now::Unknown) => VersionNow::Unknown,
+        match self.with(shard, |shard| known_slot(shard.get_now(key))) {
+            Some(Some(slot)) => VersionNow::Known(slot.map(|slot| slot.version)),
+            Some(None) => VersionNow::Unknown,
+            None => VersionNow::Known(None),
         }
     }
 
@@ -487,6 +491,15 @@ impl<R: Runtime> Store<R> {
     {
         let ended = || Err(LogError::Poisoned("the core has ended".to_owned()));
         detached(&self.inner.runtime, class, name, future).await.unwrap_or_else(ended)
+    }
+}
+
+/// What memory tells of a key's slot; `None`: the disk must be asked.
+fn known_slot(now: Now) -> Option<Option<Slot>> {
+    match now {
+        Now::Found(Entry::Put(slot)) => Some(Some(slot)),
+        Now::Found(Entry::Tombstone(_)) | Now::Absent => Some(None),
+        Now::Unknown => None,
     }
 }
 

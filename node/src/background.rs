@@ -114,21 +114,26 @@ impl<R: Runtime> Core<R> {
         }
     }
 
-    /// Checkpoints whichever shard most needs it, one at a time.
+    /// Checkpoints whichever shard most needs it, one at a time, and without a rest while there is one: evacuated
+    /// segments wait for the checkpoints of many shards.
     pub(crate) async fn checkpoint_when_due(self: Rc<Self>) {
         while !self.is_ending() {
-            self.runtime.sleep(CHECKPOINT_INTERVAL).await;
             let logs = self.serving.borrow().as_ref().map_or(0, |serving| serving.logs.len());
+            let mut is_any_due = false;
             for log in 0..logs {
-                self.checkpoint_log(log).await;
+                is_any_due |= self.checkpoint_log(log).await;
+            }
+            if !is_any_due {
+                self.runtime.sleep(CHECKPOINT_INTERVAL).await;
             }
         }
     }
 
-    async fn checkpoint_log(self: &Rc<Self>, log: usize) {
+    /// Takes the checkpoint that is due, if there is one. False also if it could not be taken: later, then.
+    async fn checkpoint_log(self: &Rc<Self>, log: usize) -> bool {
         let store = self.serving.borrow().as_ref().map(|serving| serving.logs[log].store.clone());
-        let Some(store) = store else { return };
-        let Some(shard) = store.checkpoint_due() else { return };
+        let Some(store) = store else { return false };
+        let Some(shard) = store.checkpoint_due() else { return false };
         let meta = self
             .with_replica(shard.0, |replica| {
                 // Also of a replica that has stopped: what it has applied is sound, and it must not keep the
@@ -136,16 +141,17 @@ impl<R: Runtime> Core<R> {
                 (!replica.hold_output).then(|| checkpoint_meta(replica))
             })
             .flatten();
-        let Some(meta) = meta else { return };
+        let Some(meta) = meta else { return false };
         if let Err(error) = store.checkpoint(shard, meta).await {
             // The log keeps what the checkpoint would have freed; a poisoned log ends the node by itself.
             tracing::warn!(shard = shard.0, %error, "checkpoint failed");
             if let LogError::Corruption(corruption) = &error {
                 self.suspect(shard.0, Suspicion::NeedsSnapshot, &corruption.to_string());
             }
-            return;
+            return false;
         }
         self.with_replica(shard.0, |replica| self.tell_first_index(replica));
+        true
     }
 
     /// Moves leaderships to where the placement wants them, a few at a time, once the target is well.

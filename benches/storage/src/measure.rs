@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
 
-/// Lets this thread rest.
+/// Lets this thread rest: stores that work in threads of their own do not tell when those have come to rest.
 pub fn sleep(duration: Duration) {
     std::thread::sleep(duration);
 }

@@ -1,8 +1,9 @@
 //! Which segment to evacuate next, and how fast. Pure: everything is an argument.
 //!
 //! What is alive in a segment is known from above only: newer layers of an index hide slots of older ones, which count
-//! until runs are merged. At rest the young runs are at most a quarter of the base, so what is known is at most about
-//! 1.25 times the truth. A log that may grow to `factor` = 1.5 times of it stays below twice what is truly alive.
+//! until runs are merged. How much that is in all is estimated from what merges found ([`Hidden`]); the young runs are at
+//! most a quarter of the base at rest, so what is left of the error is small where memtables are. A log that may grow to
+//! `factor` = 1.5 times of what is held for alive stays below twice what is truly so.
 //!
 //! ```text
 //!   used   ──────────┬───────────────┬───────────────┬──────────▶
@@ -23,9 +24,13 @@ use crate::types::SegmentId;
 const ALIVE_SHARE_MAX: f64 = 0.9;
 /// The shortest part of its time that compaction works while there is something to gain.
 const URGENCY_MIN: f64 = 0.1;
-/// How long a write is held up at the bound, and at most in times of that.
+/// How long a write is held up at the bound, how much longer for every unit of pressure more, and at most: votes wait in
+/// the same batches.
 const HOLD_UP: Duration = Duration::from_millis(2);
-const HOLD_UP_MAX: f64 = 10.0;
+const HOLD_UP_GROWTH: f64 = 4.0;
+const HOLD_UP_MAX: Duration = Duration::from_millis(250);
+/// Copies that may be there beside what they replace: so large a part of what is alive, beside one segment.
+const COPIES_SHARE: f64 = 1.0 / 32.0;
 /// The longest pause: the store may be closed meanwhile.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
@@ -37,6 +42,8 @@ pub(crate) struct Sizes {
     pub(crate) used: u64,
     /// Evacuated ones that cannot be used again yet.
     pub(crate) leaving: u64,
+    /// What was moved out of those.
+    pub(crate) copies: u64,
     /// Segment files that wait to be used.
     pub(crate) spare: u64,
     /// At most this is alive in the used ones.
@@ -65,6 +72,12 @@ impl Sizes {
         // What may be used without moving anything is what makes moving cheap: the start lies close to the bound.
         let span = self.segment as f64 / 2.0 + self.alive as f64 / 32.0;
         2.0 + (used as f64 - self.allowed()) / span
+    }
+
+    /// Whether there are so many copies whose originals' segments cannot be used again yet that making more would only
+    /// make the log larger: checkpoints come first.
+    pub(crate) fn has_copies_enough(&self) -> bool {
+        self.copies as f64 >= self.segment as f64 + self.alive as f64 * COPIES_SHARE
     }
 
     /// Whether all files together are so many that replay must let go of segments, too.
@@ -105,6 +118,42 @@ impl Overhead {
     }
 }
 
+/// How much older layers of an index hold that newer ones hide, learnt from merges of whole indexes: a key in a newer
+/// layer may be new, or may hide a slot, and only a merge tells.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub(crate) struct Hidden {
+    /// None before the first such merge: then every key is taken to hide as much as a key of the oldest layer has, which
+    /// at worst makes compaction look for what is not there.
+    bytes_per_item: Option<f64>,
+}
+
+/// What is known of one index: its oldest layer, and the keys above it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Layers {
+    pub(crate) items_above: u64,
+    pub(crate) oldest_items: u64,
+    /// Of slots.
+    pub(crate) oldest_bytes: u64,
+}
+
+impl Hidden {
+    /// A merge of `items` keys with the layer below them turned `before` bytes of slots into `after`.
+    pub(crate) fn learn(&mut self, items: u64, before: u64, after: u64) {
+        if items > 0 {
+            let seen = before.saturating_sub(after) as f64 / items as f64;
+            let known = self.bytes_per_item.unwrap_or(seen);
+            self.bytes_per_item = Some(known + (seen - known) / 2.0);
+        }
+    }
+
+    /// What the keys above the oldest layer of an index hide of it.
+    pub(crate) fn estimate(&self, layers: Layers) -> u64 {
+        let average = layers.oldest_bytes as f64 / layers.oldest_items.max(1) as f64;
+        let hidden = layers.items_above as f64 * self.bytes_per_item.unwrap_or(average);
+        (hidden as u64).min(layers.oldest_bytes)
+    }
+}
+
 /// A segment that may be evacuated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Candidate {
@@ -136,7 +185,8 @@ pub(crate) fn pause(took: Duration, bytes: u64, urgency: f64, bytes_per_second: 
 /// How long to hold up each write of others while segments are evacuated, so that dead bytes are not made faster than
 /// they are cleared.
 pub(crate) fn hold_up(pressure: f64) -> Duration {
-    HOLD_UP.mul_f64((pressure - 1.0).clamp(0.0, HOLD_UP_MAX))
+    let growth = HOLD_UP_GROWTH.powf((pressure - 1.0).clamp(0.0, 10.0));
+    HOLD_UP.mul_f64((growth - 1.0) / (HOLD_UP_GROWTH - 1.0)).min(HOLD_UP_MAX)
 }
 
 #[cfg(test)]
@@ -147,7 +197,7 @@ mod tests {
     const SEGMENT: u64 = 1 << 20;
 
     fn sizes(used: u64, alive: u64) -> Sizes {
-        Sizes { segment: SEGMENT, used, leaving: 0, spare: 2 * SEGMENT, alive, factor: 1.5 }
+        Sizes { segment: SEGMENT, used, leaving: 0, copies: 0, spare: 2 * SEGMENT, alive, factor: 1.5 }
     }
 
     proptest! {
@@ -192,6 +242,19 @@ mod tests {
             prop_assert!((bound.urgency() - 2.0).abs() < 1e-3);
             prop_assert!(hold_up(now.urgency()).is_zero() == (now.urgency() <= 1.0));
         }
+    }
+
+    #[test]
+    fn what_newer_layers_hide_is_learnt_and_bounded() {
+        let above = |items_above| Layers { items_above, oldest_items: 10_000, oldest_bytes: 1 << 20 };
+        let mut hidden = Hidden::default();
+        assert_eq!(hidden.estimate(above(1_000)), (1 << 20) / 10, "each may hide one");
+        (0..10).for_each(|_| hidden.learn(100, 50_000, 45_000));
+        assert_eq!(hidden.estimate(above(1_000)), 50_000, "every key hid fifty bytes");
+        assert_eq!(hidden.estimate(above(1_000_000)), 1 << 20, "no more than there is");
+        (0..20).for_each(|_| hidden.learn(100, 40_000, 40_000));
+        assert!(hidden.estimate(above(1_000)) < 100, "keys are new now");
+        hidden.learn(0, 10, 0);
     }
 
     /// A log in numbers: overwritten uniformly, with the victim chosen as above. Tells how often a byte is written, and

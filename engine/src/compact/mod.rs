@@ -19,6 +19,7 @@ use crate::error::ReadError;
 use crate::inner::Inner;
 use crate::segment::{SegmentFile, Segments};
 use crate::types::{SegmentId, ShardId};
+pub(crate) use choose::Layers;
 use choose::{Candidate, Sizes};
 use evacuate::{Failure, Outcome, Pass};
 
@@ -43,7 +44,9 @@ pub(crate) struct Compaction {
     wants_checkpoint: bool,
     /// What small values take in the log, in times of what they count as alive.
     overhead: choose::Overhead,
-    /// How near the log is to its bound; none between passes.
+    /// What newer layers of indexes hide.
+    pub(crate) hidden: choose::Hidden,
+    /// How near the log is to its bound, while space is being freed.
     pressure: Option<f64>,
 }
 
@@ -69,12 +72,18 @@ pub(crate) async fn run<R: Runtime>(inner: Rc<Inner<R>>) {
             inner.statistics.borrow_mut().dead_bytes = sizes.used.saturating_sub(sizes.alive);
             trim(&inner, sizes).await;
             let is_urgent = inner.options.regions_of.is_some() && sizes.urgency() > 0.0;
-            let victim = choose::victim(&candidates, sizes.segment).filter(|_| is_urgent);
-            inner.compaction.borrow_mut().wants_checkpoint = victim.is_none() && sizes.is_over();
+            let is_due = is_urgent && !sizes.has_copies_enough();
+            let victim = choose::victim(&candidates, sizes.segment).filter(|_| is_due);
+            {
+                let mut compaction = inner.compaction.borrow_mut();
+                compaction.wants_checkpoint = victim.is_none() && (sizes.pressure() > 1.0 || sizes.is_over());
+                // Writers wait only for what will give them space: a pass, or checkpoints.
+                let is_held = inner.log.borrow().head.segment > inner.oldest_needed() || sizes.leaving > 0;
+                let is_freeing = victim.is_some() || (compaction.wants_checkpoint && is_held);
+                compaction.pressure = is_freeing.then(|| sizes.pressure());
+            }
             if let Some(segment) = victim {
-                inner.compaction.borrow_mut().pressure = Some(sizes.pressure());
                 evacuate(&inner, segment, sizes.alive).await;
-                inner.compaction.borrow_mut().pressure = None;
                 continue;
             }
         }
@@ -94,19 +103,20 @@ fn is_waiting<R: Runtime>(inner: &Inner<R>) -> bool {
     !inner.compaction.borrow().not_before.is_empty() || inner.reclaiming.borrow().is_waiting()
 }
 
-/// Bytes at most alive in each life, over all shards.
-async fn alive<R: Runtime>(inner: &Inner<R>) -> BTreeMap<SegmentId, u64> {
-    let mut alive = BTreeMap::new();
+/// Bytes at most alive in each life, over all shards, and how many of them are about hidden by newer ones.
+async fn alive<R: Runtime>(inner: &Inner<R>) -> (BTreeMap<SegmentId, u64>, u64) {
+    let (mut alive, mut hidden) = (BTreeMap::new(), 0);
     let shards: Vec<ShardId> = inner.shards.borrow().keys().copied().collect();
     for shards in shards.chunks(SHARDS_AT_ONCE) {
         for shard in shards {
             if let Some(shard) = inner.shards.borrow().get(shard) {
                 shard.index.add_segments(&mut alive);
+                hidden += inner.compaction.borrow().hidden.estimate(shard.index.layers());
             }
         }
         inner.runtime.pause().await;
     }
-    alive
+    (alive, hidden)
 }
 
 /// How large the log is, with `alive` bytes in it.
@@ -118,6 +128,7 @@ fn sizes<R: Runtime>(inner: &Inner<R>, alive: u64) -> Sizes {
         segment,
         used: (segments.used.len() as u64 - leaving) * segment,
         leaving: leaving * segment,
+        copies: inner.reclaiming.borrow().copied_bytes(),
         spare: segments.spare.len() as u64 * segment,
         alive,
         factor: f64::from(inner.options.compaction_factor),
@@ -126,7 +137,7 @@ fn sizes<R: Runtime>(inner: &Inner<R>, alive: u64) -> Sizes {
 
 /// How large the log is, and what may be evacuated.
 async fn survey<R: Runtime>(inner: &Inner<R>) -> (Sizes, Vec<Candidate>) {
-    let alive = alive(inner).await;
+    let (alive, hidden) = alive(inner).await;
     let (oldest, now) = (inner.oldest_needed(), inner.runtime.now());
     let unfinished = inner.log.borrow().unfinished_segments();
     let mut compaction = inner.compaction.borrow_mut();
@@ -144,7 +155,8 @@ async fn survey<R: Runtime>(inner: &Inner<R>) -> (Sizes, Vec<Candidate>) {
             candidates.push(Candidate { segment, alive });
         }
     }
-    (sizes(inner, total), candidates)
+    let hidden = compaction.overhead.apply(hidden);
+    (sizes(inner, total.saturating_sub(hidden)), candidates)
 }
 
 /// Notes where each life ends while the next one's header, which tells it, is there.
@@ -175,7 +187,7 @@ async fn evacuate<R: Runtime>(inner: &Rc<Inner<R>>, segment: SegmentId, alive: u
             statistics.segments_compacted += u64::from(damages.is_empty());
             drop(statistics);
             if damages.is_empty() {
-                inner.evacuated(segment);
+                inner.evacuated(segment, packed_bytes);
                 return;
             }
             let why = format!("{} values are damaged", damages.len());

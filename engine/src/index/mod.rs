@@ -27,6 +27,7 @@ use std::rc::Rc;
 
 use krita_runtime::Runtime;
 
+use crate::compact::Layers;
 use crate::epochs::Epochs;
 use crate::run::{Entry, Now, Run};
 use crate::types::{Extents, Index, SegmentId, Slot};
@@ -225,6 +226,17 @@ impl<R: Runtime> ShardIndex<R> {
         }
         for (segment, bytes) in self.runs.iter().flat_map(|run| run.segments()) {
             *total.entry(*segment).or_default() += bytes;
+        }
+    }
+
+    /// The oldest run, and how many keys lie above it.
+    pub(crate) fn layers(&self) -> Layers {
+        let Some((oldest, young)) = self.runs.split_last() else { return Layers::default() };
+        let in_memory: usize = self.memtables().map(|memtable| memtable.len()).sum();
+        Layers {
+            items_above: in_memory as u64 + young.iter().map(|run| run.record().items).sum::<u64>(),
+            oldest_items: oldest.record().items,
+            oldest_bytes: oldest.segments().values().sum(),
         }
     }
 
