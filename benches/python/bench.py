@@ -1,11 +1,13 @@
 """Operations per second of Python clients on one machine: Krita's, beside redis-py and an etcd client over gRPC.
 
-    python benches/python/bench.py --seconds 5 krita [redis] [etcd]
+    python benches/python/bench.py krita [redis] [etcd]
 
-Krita is reached as every client reaches it (KRITA_HOST, KRITA_PORT and so on, or the folder of `init` or the demo);
-redis at REDIS_URL (redis://localhost:6379), etcd at ETCD_ADDRESS (localhost:2379). Prints a table in Markdown: puts and
-gets of 100-byte values over 10,000 keys; one thread that waits for each, 16 threads that share a client, 64 asyncio
-tasks, and pieces of 100 keys. What the servers guarantee differs, and the table says how they were set.
+Krita is reached as every client reaches it (KRITA_HOST, KRITA_PORT and so on, or the folder of `init` or the demo).
+redis-server and etcd are started here, each alone, in a temporary directory, and made to flush every write as Krita
+does; REDIS_URL and ETCD_ADDRESS name others that run already. Needs the packages kritaclient, redis and grpcio.
+
+Prints a table in Markdown: puts and gets of 100-byte values over 10,000 keys; one thread that waits for each, 16
+threads that share a client, 64 asyncio tasks, and pieces of 100 keys.
 """
 
 from __future__ import annotations
@@ -14,11 +16,16 @@ import argparse
 import asyncio
 import os
 import random
+import shutil
+import socket
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 KEYS = 10_000
@@ -121,12 +128,54 @@ def krita(seconds: float) -> Iterator[Row]:
     yield from asyncio.run(tasks())
 
 
+def free_port() -> int:
+    """A port of loopback that is free at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@contextmanager
+def server(port: int, command: list[str]) -> Iterator[None]:
+    """A server in a directory of its own, which it is given in place of `{here}`; ended at the end."""
+    if shutil.which(command[0]) is None:
+        sys.exit(f"{command[0]} is not installed, and no variable names one that runs")
+    here = tempfile.mkdtemp(prefix="krita-bench-")
+    words = [word.replace("{here}", here) for word in command]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if time.monotonic() > until or process.poll() is not None:
+                    sys.exit(f"{command[0]} does not start")
+                time.sleep(0.05)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(here, ignore_errors=True)
+
+
 def redis(seconds: float) -> Iterator[Row]:
-    """redis-py."""
+    """redis-py; a single redis-server that flushes every write."""
+    if "REDIS_URL" in os.environ:
+        yield from redis_at(os.environ["REDIS_URL"], seconds)
+        return
+    port = free_port()
+    options = ["--dir", "{here}", "--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+    with server(port, ["redis-server", "--port", str(port), *options]):
+        yield from redis_at(f"redis://127.0.0.1:{port}", seconds)
+
+
+def redis_at(url: str, seconds: float) -> Iterator[Row]:
+    """redis-py with the server that is named."""
     import redis as redis_py
     import redis.asyncio as redis_asyncio
 
-    url = os.environ.get("REDIS_URL", "redis://localhost:6379")
     client = redis_py.Redis.from_url(url)
     client.mset({f"bench:{number:05}": VALUE for number in range(KEYS)})
     operations: dict[str, Callable[[], Any]] = {
@@ -155,10 +204,22 @@ def redis(seconds: float) -> Iterator[Row]:
 
 
 def etcd(seconds: float) -> Iterator[Row]:
-    """etcd over gRPC as etcd3-py speaks it: the two messages written by hand, so that no generated code is needed."""
+    """etcd over gRPC; a single etcd, which flushes every write."""
+    if "ETCD_ADDRESS" in os.environ:
+        yield from etcd_at(os.environ["ETCD_ADDRESS"], seconds)
+        return
+    port = free_port()
+    clients, peers = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
+    options = ["--listen-client-urls", clients, "--advertise-client-urls", clients, "--listen-peer-urls", peers]
+    with server(port, ["etcd", "--data-dir", "{here}/data", *options]):
+        yield from etcd_at(f"127.0.0.1:{port}", seconds)
+
+
+def etcd_at(address: str, seconds: float) -> Iterator[Row]:
+    """As etcd3-py speaks it: the two messages written by hand, so that no generated code is needed."""
     import grpc
 
-    channel = grpc.insecure_channel(os.environ.get("ETCD_ADDRESS", "localhost:2379"))
+    channel = grpc.insecure_channel(address)
 
     def field(number: int, data: bytes) -> bytes:
         length, encoded = len(data), bytearray([number << 3 | 2])
@@ -171,7 +232,7 @@ def etcd(seconds: float) -> Iterator[Row]:
     put_call = channel.unary_unary("/etcdserverpb.KV/Put", request_serializer=same, response_deserializer=same)
     get_call = channel.unary_unary("/etcdserverpb.KV/Range", request_serializer=same, response_deserializer=same)
     for number in range(KEYS):
-        put_call(field(1, f"bench:{number:05}".encode()) + field(2, VALUE))
+        put_call(field(1, f"bench:{number:05}".encode()) + field(2, VALUE), wait_for_ready=True)
     operations: dict[str, Callable[[], Any]] = {
         "put": lambda: put_call(field(1, key().encode()) + field(2, VALUE)),
         "get": lambda: get_call(field(1, key().encode())),
