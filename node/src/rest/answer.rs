@@ -18,7 +18,7 @@ pub(crate) const NDJSON: &str = "application/x-ndjson";
 pub(crate) fn json(status: StatusCode, value: &Value) -> Response<OutgoingBody> {
     let mut text = value.to_string();
     text.push('\n');
-    with_body(status, JSON, OutgoingBody::full(Bytes::from(text)))
+    bytes(status, JSON, Bytes::from(text))
 }
 
 /// An answer in JSON, written straight from a form that may be large.
@@ -30,7 +30,15 @@ pub(crate) fn serialized<T: Serialize>(
         Failure::new(ErrorCode::Internal, format!("the answer cannot be written as JSON: {error}"))
     })?;
     text.push(b'\n');
-    Ok(with_body(status, JSON, OutgoingBody::full(Bytes::from(text))))
+    Ok(bytes(status, JSON, Bytes::from(text)))
+}
+
+/// An answer whose length is known, and said also where only the head is asked for.
+pub(crate) fn bytes(status: StatusCode, media_type: &'static str, body: Bytes) -> Response<OutgoingBody> {
+    let length = HeaderValue::from(body.len());
+    let mut response = with_body(status, media_type, OutgoingBody::full(body));
+    response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    response
 }
 
 /// An answer with a body of a type.

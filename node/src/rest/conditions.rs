@@ -14,7 +14,8 @@ pub(crate) const REQUEST_ID_HEADER: &str = "krita-request-id";
 pub(crate) fn write_condition(headers: &HeaderMap) -> Result<Option<v1::Condition>, Refusal> {
     let version = match (single(headers, "if-match")?, single(headers, "if-none-match")?) {
         (None, None) => return Ok(None),
-        (Some(_), Some(_)) => return Err(Refusal::invalid("If-Match and If-None-Match exclude each other")),
+        // No key is both absent and at a version, and no key ever has this one: 412, with the version that it has.
+        (Some(tag), Some("*")) => version_of_tag(tag).map(|_| u64::MAX)?,
         (Some("*"), None) => {
             return Err(Refusal::invalid(
                 "If-Match: * is not offered: name the version that the key must have",
@@ -22,7 +23,7 @@ pub(crate) fn write_condition(headers: &HeaderMap) -> Result<Option<v1::Conditio
         }
         (Some(tag), None) => version_of_tag(tag)?,
         (None, Some("*")) => 0,
-        (None, Some(_)) => {
+        (_, Some(_)) => {
             return Err(Refusal::invalid(
                 "a write takes If-None-Match: * alone, which wants the key to be absent",
             ));
@@ -244,6 +245,7 @@ mod tests {
         assert_eq!(wanted(&[]), None);
         assert_eq!(wanted(&[("if-match", "\"12\"")]), Some(12));
         assert_eq!(wanted(&[("if-none-match", "*")]), Some(0));
+        assert_eq!(wanted(&[("if-match", "\"1\""), ("if-none-match", "*")]), Some(u64::MAX));
         for bad in [
             &[("if-match", "*")][..],
             &[("if-match", "12")],
@@ -253,7 +255,7 @@ mod tests {
             &[("if-match", "\"+1\"")],
             &[("if-match", "\"18446744073709551616\"")],
             &[("if-match", "\"1\""), ("if-match", "\"1\"")],
-            &[("if-match", "\"1\""), ("if-none-match", "*")],
+            &[("if-match", "\"1\""), ("if-none-match", "\"1\"")],
             &[("if-none-match", "\"1\"")],
         ] {
             assert!(write_condition(&headers(bad)).is_err(), "{bad:?}");

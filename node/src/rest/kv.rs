@@ -34,7 +34,7 @@ pub(crate) async fn get<R: Runtime>(
     let conditions = ReadConditions::of(call.headers)?;
     let key = call.key()?;
     let request = v1::Get { key: key.clone(), timeout_ms: call.query.timeout_ms()? };
-    let v1::GetReply { found, value, version, .. } = core.ask(&request).await?;
+    let v1::GetReply { found, value, version, .. } = core.ask_retrying(&request).await?;
     // A key may be present at no version below 1.
     let found_version = if found { version } else { 0 };
     let mut response = match conditions.judge(found_version) {
@@ -46,7 +46,7 @@ pub(crate) async fn get<R: Runtime>(
         _ if !found => return Err(Refusal::absent_key()),
         ReadVerdict::NotModified => answer::with_body(StatusCode::NOT_MODIFIED, BYTES, OutgoingBody::empty()),
         ReadVerdict::Answer if form == JSON => json_item(&key, &value, version)?,
-        ReadVerdict::Answer => answer::with_body(StatusCode::OK, BYTES, OutgoingBody::full(value)),
+        ReadVerdict::Answer => answer::bytes(StatusCode::OK, BYTES, value),
     };
     let headers = response.headers_mut();
     headers.insert(header::ETAG, answer::etag(version));
@@ -84,7 +84,8 @@ pub(crate) async fn put<R: Runtime>(
             (value, condition.or(stated))
         }
     };
-    let reply = core.ask(&v1::Put { key, value, condition, request_id, timeout_ms }).await?;
+    let request = v1::Put { key, value, condition, request_id, timeout_ms };
+    let reply = core.ask_retrying(&request).await?;
     let mut response = answer::json(StatusCode::OK, &json!({ "version": reply.version }));
     response.headers_mut().insert(header::ETAG, answer::etag(reply.version));
     Ok(response)
@@ -104,7 +105,7 @@ pub(crate) async fn delete<R: Runtime>(
         request_id: conditions::request_id(call.headers)?,
         timeout_ms: call.query.timeout_ms()?,
     };
-    let reply = core.ask(&request).await?;
+    let reply = core.ask_retrying(&request).await?;
     Ok(answer::json(StatusCode::OK, &json!({ "existed": reply.existed, "version": reply.version })))
 }
 

@@ -1,7 +1,7 @@
 //! The REST face of a node: `/v1/...` and the health pages, over the same request path as the native protocol.
 //!
 //! A request is matched against the table in `routes`, let in, its query checked against the same table, and then
-//! turned into the message that a native client would send (`Core::ask`): limits, routing, conditions and exactly-once
+//! turned into the message that a native client would send (`Core::ask_retrying`): limits, routing, conditions and exactly-once
 //! are decided where they are for everyone. What this face adds is form:
 //!
 //! - `query`, `conditions`: what stands in the target and in the headers. `forms`: data as JSON.
@@ -11,7 +11,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use krita_net::http::{HeaderMap, IncomingBody, OutgoingBody, Request, Response, header};
+use krita_net::http::{HeaderMap, IncomingBody, Method, OutgoingBody, Request, Response, header};
 use krita_proto::error::ErrorCode;
 use krita_runtime::Runtime;
 
@@ -57,10 +57,16 @@ pub(crate) async fn serve<R: Runtime>(
     core: Rc<Core<R>>,
     request: Request<IncomingBody>,
 ) -> Response<OutgoingBody> {
-    match answer_request(&core, request).await {
+    let head_alone = request.method() == Method::HEAD;
+    let mut response = match answer_request(&core, request).await {
         Ok(response) => response,
         Err(refusal) => refusal.response(),
+    };
+    if head_alone {
+        // HTTP/2 would send it.
+        *response.body_mut() = OutgoingBody::empty();
     }
+    response
 }
 
 async fn answer_request<R: Runtime>(

@@ -79,7 +79,7 @@ fn parameter_object(parameter: &Parameter) -> Value {
     };
     let schema = match parameter.kind {
         Kind::Text { least, most } => json!({ "type": "string", "minLength": least, "maxLength": most }),
-        Kind::Pattern(pattern) => json!({ "type": "string", "pattern": pattern }),
+        Kind::Pattern(pattern, least) => json!({ "type": "string", "pattern": pattern, "minLength": least }),
         Kind::Number { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
         Kind::Switch => json!({ "type": "boolean" }),
         Kind::Flag => json!({ "type": "string", "enum": ["", "true", "false"] }),
@@ -134,6 +134,7 @@ fn error_object(status: u16, is_head: bool) -> Value {
         415 => "The body is of another type.",
         421 => "This is another cluster.",
         429 => "The node has too much to do: come back after Retry-After. Nothing was applied.",
+        431 => "The target and the headers are too large; the answer has no body.",
         503 => "No quorum, no leader, or the node does not serve yet. Nothing was applied.",
         504 => "The time was over before anything was done. Nothing was applied.",
         507 => "Out of room: disk or sessions. Nothing was applied.",
@@ -141,7 +142,8 @@ fn error_object(status: u16, is_head: bool) -> Value {
         _ => "A fault of the node.",
     };
     let mut object = Map::from_iter([("description".to_owned(), json!(description))]);
-    if !is_head {
+    // HTTP itself answers 431, before anything knows of REST.
+    if !is_head && status != 431 {
         object.insert("content".to_owned(), content(&[("application/json", "Error")]));
     }
     Value::Object(object)

@@ -81,7 +81,7 @@ impl Refusal {
         if let Some(hint) = hint {
             error.insert("leader_node".to_owned(), json!(hint.node_number));
         }
-        if *log_time_ms > 0 {
+        if *code == ErrorCode::UnknownOutcome && *log_time_ms > 0 {
             error.insert("log_time_ms".to_owned(), json!(log_time_ms));
         }
         Value::Object(error)

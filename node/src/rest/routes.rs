@@ -45,8 +45,8 @@ pub(crate) enum Location {
 pub(crate) enum Kind {
     /// Text (or percent-encoded bytes) of a length.
     Text { least: usize, most: usize },
-    /// Text that a regular expression describes.
-    Pattern(&'static str),
+    /// Text that a regular expression describes, and its shortest.
+    Pattern(&'static str, usize),
     /// A whole number.
     Number { least: u32, most: u32 },
     /// `true` or `false`.
@@ -131,19 +131,19 @@ const TIMEOUT: Parameter = Parameter {
 const IF_MATCH: Parameter = Parameter {
     name: "If-Match",
     location: Location::Header,
-    kind: Kind::Pattern(r#"^"[1-9][0-9]{0,17}"$"#),
+    kind: Kind::Pattern(r#"^"[1-9][0-9]{0,17}"$"#, 3),
     description: "The key must have this version, as ETag gave it; otherwise 412, with the version that it has.",
 };
 const IF_NONE_MATCH_PUT: Parameter = Parameter {
     name: "If-None-Match",
     location: Location::Header,
-    kind: Kind::Pattern(r"^\*$"),
+    kind: Kind::OneOf(&["*"]),
     description: "*: the key must be absent; otherwise 412.",
 };
 const IF_NONE_MATCH_GET: Parameter = Parameter {
     name: "If-None-Match",
     location: Location::Header,
-    kind: Kind::Pattern(r#"^"[1-9][0-9]{0,17}"$"#),
+    kind: Kind::Pattern(r#"^"[1-9][0-9]{0,17}"$"#, 3),
     description: "If the key has this version, the answer is 304 without a body.",
 };
 const REQUEST_ID: Parameter = Parameter {
@@ -152,6 +152,7 @@ const REQUEST_ID: Parameter = Parameter {
     kind: Kind::Pattern(
         "^session=[1-9a-f][0-9a-f]{0,15}, sequence=[1-9][0-9]{0,8}(, lowest_unacknowledged=1)?\
          (, register_until_ms=[1-9][0-9]{0,15})?$",
+        21,
     ),
     description: "Makes a write that is sent again apply once: session=<hexadecimal>, sequence=<n>, \
                   lowest_unacknowledged=<n>, register_until_ms=<log time>. See docs/protocol.md.",
@@ -164,11 +165,11 @@ const VERBOSE: Parameter = Parameter {
 };
 
 /// Statuses that any operation with a token can end with.
-const READ_ERRORS: &[u16] = &[400, 401, 403, 421, 429, 500, 503, 504];
-const KEY_ERRORS: &[u16] = &[400, 401, 403, 404, 406, 412, 421, 429, 500, 503, 504];
-const SCAN_ERRORS: &[u16] = &[400, 401, 403, 406, 421, 429, 500, 503, 504];
-const WRITE_ERRORS: &[u16] = &[400, 401, 403, 408, 412, 413, 421, 429, 500, 503, 504, 507, 520];
-const BATCH_ERRORS: &[u16] = &[400, 401, 403, 408, 413, 415, 421, 429, 500, 503, 504];
+const READ_ERRORS: &[u16] = &[400, 401, 403, 421, 429, 431, 500, 503, 504];
+const KEY_ERRORS: &[u16] = &[400, 401, 403, 404, 406, 412, 421, 429, 431, 500, 503, 504];
+const SCAN_ERRORS: &[u16] = &[400, 401, 403, 406, 421, 429, 431, 500, 503, 504];
+const WRITE_ERRORS: &[u16] = &[400, 401, 403, 408, 412, 413, 421, 429, 431, 500, 503, 504, 507, 520];
+const BATCH_ERRORS: &[u16] = &[400, 401, 403, 408, 413, 415, 421, 429, 431, 500, 503, 504];
 
 /// The whole of REST.
 pub(crate) const ROUTES: &[Route] = &[
@@ -271,19 +272,19 @@ const SCAN: Operation = Operation {
         Parameter {
             name: "prefix",
             location: Location::Query,
-            kind: Kind::Text { least: 0, most: KEY_BYTES_MAX },
-            description: "Only keys that begin with this; excludes start and end.",
+            kind: Kind::Text { least: 0, most: KEY_BYTES_MAX + 1 },
+            description: "Only keys that begin with this.",
         },
         Parameter {
             name: "start",
             location: Location::Query,
-            kind: Kind::Text { least: 0, most: KEY_BYTES_MAX },
+            kind: Kind::Text { least: 0, most: KEY_BYTES_MAX + 1 },
             description: "From this key on, inclusive.",
         },
         Parameter {
             name: "end",
             location: Location::Query,
-            kind: Kind::Text { least: 0, most: KEY_BYTES_MAX },
+            kind: Kind::Text { least: 0, most: KEY_BYTES_MAX + 1 },
             description: "Up to this key, exclusive.",
         },
         Parameter {
@@ -302,7 +303,7 @@ const SCAN: Operation = Operation {
         Parameter {
             name: "cursor",
             location: Location::Query,
-            kind: Kind::Pattern("^$"),
+            kind: Kind::Pattern("^AQ[A-Za-z0-9_-]+$", 8),
             description: "Where the page before ended, as its answer said. The rest of the query must be the same.",
         },
         KEY_ENCODING,
@@ -408,7 +409,7 @@ const OPEN_API: Operation = Operation {
     ..CLUSTER
 };
 
-const OPEN_ERRORS: &[u16] = &[400, 401, 421];
+const OPEN_ERRORS: &[u16] = &[400, 401, 421, 429, 431];
 
 const LIVE: Operation = Operation {
     endpoint: Endpoint::Live,

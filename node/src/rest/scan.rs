@@ -51,19 +51,17 @@ impl Range {
                 return Err(Refusal::invalid(format!("{name} is longer than a key can be")));
             }
         }
-        if prefix.is_some() && (start.is_some() || end.is_some()) {
-            return Err(Refusal::invalid("prefix excludes start and end"));
-        }
         let mut mark = crc32fast::Hasher::new();
         for key in [&prefix, &start, &end] {
             let length = key.as_ref().map_or(u32::MAX, |key| u32::try_from(key.len()).unwrap_or(u32::MAX));
             mark.update(&length.to_le_bytes());
             mark.update(key.as_deref().unwrap_or_default());
         }
-        let (start, end) = match prefix {
-            Some(prefix) => (prefix.clone(), end_of_prefix(&prefix)),
-            None => (start.unwrap_or_default(), end.unwrap_or_default()),
-        };
+        let prefix = prefix.unwrap_or_default();
+        let start = start.unwrap_or_default().max(prefix.clone());
+        // An empty end is none.
+        let ends = [end.unwrap_or_default(), end_of_prefix(&prefix)];
+        let end = ends.into_iter().filter(|end| !end.is_empty()).min().unwrap_or_default();
         let range = Self { start, end, mark: mark.finalize().to_le_bytes() };
         match query.text("cursor")? {
             None => Ok(range),
@@ -234,7 +232,8 @@ mod tests {
         assert_eq!(bounds("prefix=%FF"), (Bytes::from_static(b"\xff"), Bytes::new()));
         assert_eq!(bounds("prefix="), (Bytes::new(), Bytes::new()));
         assert_eq!(bounds("start=a&end=b"), (Bytes::from("a"), Bytes::from("b")));
-        assert!(range("prefix=a&start=b").is_err());
+        assert_eq!(bounds("prefix=ab&start=a&end=abc"), (Bytes::from("ab"), Bytes::from("abc")));
+        assert_eq!(bounds("prefix=ab&start=abc&end=b"), (Bytes::from("abc"), Bytes::from("ac")));
         assert!(range(&format!("start={}", "a".repeat(KEY_BYTES_MAX + 2))).is_err());
     }
 
