@@ -391,7 +391,7 @@ impl Gossip {
             (self.own.state == State::Alive).then_some(self.next_probe),
             Some(self.exchange.as_ref().map_or(self.next_exchange, Exchange::due)),
             self.unpublished.map(|_| self.next_vitals),
-            (!self.news.is_empty() && self.table.nodes() > 1).then_some(self.next_news),
+            (!self.news.is_empty()).then_some(self.next_news),
         ];
         let all = timers.into_iter().flatten();
         if self.own.state == State::Alive {
@@ -443,6 +443,10 @@ impl Gossip {
     /// How this node does. Published at its time: often in a small cluster, rarely in a large one.
     pub fn set_vitals(&mut self, now: Instant, vitals: Vitals) {
         self.now = self.now.max(now);
+        if self.unpublished.is_none() {
+            // A timer that is armed now was not due before.
+            self.next_vitals = self.next_vitals.max(self.now);
+        }
         self.unpublished = (vitals != self.own.vitals.vitals).then_some(vitals);
     }
 

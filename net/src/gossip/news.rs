@@ -62,7 +62,7 @@ impl Gossip {
         if (change.standing || change.profile || confirmed) && !unknown_and_gone {
             let times = self.options.retransmissions(self.table.nodes());
             let sent = if via == Via::Exchange { times.saturating_sub(TIMES_AFTER_EXCHANGE) } else { 0 };
-            self.news.add(uuid, sent, &mut self.random);
+            self.pass_on(uuid, sent);
         } else if change.vitals && via != Via::Exchange && !state.is_gone() {
             self.vitals_news.add(uuid, 0, &mut self.random);
         }
@@ -143,7 +143,15 @@ impl Gossip {
     }
 
     pub(super) fn tell_of_myself(&mut self) {
-        self.news.add(self.own.uuid, 0, &mut self.random);
+        self.pass_on(self.own.uuid, 0);
+    }
+
+    fn pass_on(&mut self, uuid: NodeUuid, sent: u32) {
+        if self.news.is_empty() {
+            // A timer that is armed now was not due before.
+            self.next_news = self.next_news.max(self.now);
+        }
+        self.news.add(uuid, sent, &mut self.random);
     }
 
     /// Publishes own vitals when it is time.

@@ -65,7 +65,7 @@ impl Default for Options {
         Self {
             probe_interval: Duration::from_millis(200),
             direct_timeout: Duration::from_millis(300),
-            probe_timeout: Duration::from_millis(700),
+            probe_timeout: Duration::from_millis(1000),
             helpers: 3,
             news_interval: Duration::from_millis(100),
             fanout: 3,

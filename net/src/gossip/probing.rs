@@ -192,7 +192,7 @@ impl Gossip {
             asker: sender.uuid,
             asker_sequence: sequence,
             target,
-            nack_at: Some(self.now + self.options.direct_timeout / 5 * 4),
+            nack_at: Some(self.now + self.options.direct_timeout * 2 / 3),
             deadline: self.now + self.options.probe_timeout,
         };
         self.relays.insert(own_sequence, relay);

@@ -160,14 +160,69 @@ impl Table {
         let alive = |member: &&Member| member.state == State::Alive;
         behind.chain(from_start).map(|(_, member)| member).find(alive).map(|member| member.uuid)
     }
+}
 
-    #[cfg(test)]
-    pub(super) fn check(&self) {
-        let present = self.members.values().filter(|member| !member.state.is_gone()).count();
-        assert_eq!(present, self.present, "the count is of those that are not gone");
-        for member in self.members.values().filter(|member| !member.state.is_gone()) {
-            let times = self.order.iter().filter(|uuid| **uuid == member.uuid).count();
-            assert_eq!(times, 1, "each member has its turn once");
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::super::member::{Profile, StampedVitals};
+    use super::*;
+
+    fn record(random: &mut Random) -> Record {
+        let states = [State::Alive, State::Suspect, State::Dead, State::Left];
+        Record {
+            uuid: NodeUuid([1 + u8::try_from(random.below(12)).expect("few"); 16]),
+            incarnation: random.next() % 4,
+            state: states[random.below(4)],
+            profile: Arc::new(Profile { address: "a:1".into(), ..Profile::default() }),
+            vitals: StampedVitals::default(),
+            accusers: Vec::new(),
+            gone_for: Duration::from_secs(random.next() % 100),
+        }
+    }
+
+    fn check(table: &Table) {
+        let present = table.members.values().filter(|member| !member.state.is_gone()).count();
+        assert_eq!(present, table.present, "the count is of those that are not gone");
+        for member in table.members.values().filter(|member| !member.state.is_gone()) {
+            let times = table.order.iter().filter(|uuid| **uuid == member.uuid).count();
+            assert_eq!(times, 1, "each has its turn once");
+        }
+    }
+
+    #[test]
+    fn each_has_its_turn_once_a_round() {
+        for seed in 0..200 {
+            let mut random = Random::new(seed);
+            let mut table = Table::new(NodeUuid([0; 16]));
+            let options =
+                Options { members_max: 8, remember_gone: Duration::from_secs(60), ..Options::default() };
+            for second in 0..200 {
+                let now = Instant::from_nanoseconds(second * 1_000_000_000);
+                let told = record(&mut random);
+                table.merge(now, &told, &options, &mut random);
+                if random.below(4) == 0 {
+                    table.next_in_turn(&mut random);
+                }
+                if random.below(10) == 0 {
+                    table.forget(now, &options);
+                }
+                assert!(table.members.len() <= options.members_max, "seed {seed}: the table is bounded");
+                check(&table);
+            }
+            // Once round, whatever came before.
+            let all = table.nodes() - 1;
+            let mut seen: Vec<NodeUuid> = Vec::new();
+            for _ in 0..all * 2 {
+                seen.extend(table.next_in_turn(&mut random));
+            }
+            let wanted = table.in_states(&[State::Alive, State::Suspect]);
+            assert!(
+                wanted.iter().all(|uuid| seen.contains(uuid)),
+                "seed {seed}: everybody within two rounds"
+            );
         }
     }
 }
