@@ -14,6 +14,7 @@
 //! - `room`: full disks. `suspicion`, `lost_logs`, `log_memory`, `mending`, `scrubbing`, `divergence`: damage, how it
 //!   is found and what is done about it.
 //! - Pure leaves: [`command`], [`machine`], [`sessions`], [`placement`], [`forming`], [`config`], [`auth`].
+//! - Pure, and not called by anything yet: [`meta`], what shard 0 will replicate; [`planner`], what its leader will do.
 //!
 //! What is deliberately absent: clocks, threads, sockets and files (they come from the runtime), and any lock: what a
 //! core owns, only its thread touches.
@@ -38,11 +39,13 @@ mod lost_logs;
 pub mod machine;
 mod mending;
 mod mesh;
+pub mod meta;
 mod node;
 mod open;
 mod ownership;
 mod peers;
 pub mod placement;
+pub mod planner;
 mod reads;
 mod replica;
 mod request;
