@@ -43,8 +43,8 @@ pub struct PlacedReplica {
 
 /// The id of the replica of `shard` that the static placement puts on a node: the shard shifted left by 16
 /// bits, or'ed with the node's number. Unique for ever, since the static placement gives a node at most one
-/// replica of a shard, once. Membership change, when it comes, hands out ids from 2^48 upwards, which no shard
-/// number reaches here.
+/// replica of a shard, once. They are generation 0 of the ids that the meta group gives to replicas made later
+/// ([`crate::meta::replica_id`]).
 pub fn static_replica_id(shard: u32, node_number: u32) -> u64 {
     assert!((1..=NODE_NUMBER_MAX).contains(&node_number), "node numbers fit 16 bits");
     u64::from(shard) << 16 | u64::from(node_number)
