@@ -23,8 +23,8 @@
 //!   one round trip, and a wrong verdict needs three nodes to miss the same contradiction.)
 //! - *Local health.* Failed probes without the helpers' nacks, being suspected, and late ticks stretch this node's own
 //!   times up to ninefold. A late tick also gives everybody that much more time: what waits in the inbox was not heard.
-//! - *News* ride on all messages, at most lambda · log n times each, those sent least often first; while there are any,
-//!   three random nodes get a message of their own every 100 ms. Whoever passes on an old accusation is corrected.
+//! - *News* ride on all messages, at most lambda · log n times each, those sent least often first; while there are
+//!   any, three random nodes get a message of their own every 100 ms. Whoever passes on an old accusation is corrected.
 //! - *Full exchange*, page by page, with the first node that answers, after a contact with one thought dead or
 //!   unknown, and now and then with anybody. Dead nodes, and seeds that nobody answers at, are tried again each second:
 //!   a healed partition finds itself.
