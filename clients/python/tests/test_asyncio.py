@@ -59,7 +59,7 @@ def test_the_loop_turns_while_a_call_waits(silent_port: int) -> None:
             await call
         return turns
 
-    assert asyncio.run(main()) > 50, "the loop stood still"
+    assert asyncio.run(main()) > 10, "the loop stood still"
 
 
 def test_a_cancelled_call_leaves_the_others_alone(silent_port: int, prefix: str) -> None:

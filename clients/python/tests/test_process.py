@@ -118,7 +118,7 @@ def test_a_signal_ends_a_wait(silent_port: int) -> None:
         began = time.monotonic()
         with pytest.raises(Interrupted):
             KritaClient(host="127.0.0.1", port=silent_port, timeout=20)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 10
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
