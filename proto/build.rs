@@ -1,6 +1,8 @@
 //! Compiles the published .proto files without protoc; `bytes` fields become `Bytes`, slices of the frame. The files of
 //! gRPC services are kept as descriptors too, for reflection.
 
+#![allow(clippy::disallowed_methods, reason = "a build script writes what it makes")]
+
 use std::path::Path;
 
 use prost::Message;

@@ -21,6 +21,9 @@ use crate::waiting::Waiters;
 const CHATTER_BYTES: u64 = 4 << 20;
 const CHATTER_BYTES_PER_SECOND: u64 = 64 << 10;
 
+/// What a connection reads before the others get their turn: thousands of small frames fit it.
+const TURN_BYTES: usize = 64 << 10;
+
 /// Requests that one connection may give up each second once it has used up [`HttpOptions::resets_max`].
 const RESETS_PER_SECOND: u64 = 20;
 
@@ -95,6 +98,8 @@ pub(super) struct Monitor {
     room: Waiters,
     chatter: Allowance,
     resets: Allowance,
+    /// Bytes read since the connection's task was polled last.
+    turn_bytes: Cell<usize>,
     task: RefCell<Option<Waker>>,
     timer: RefCell<Option<(Instant, Timer)>>,
 }
@@ -117,13 +122,25 @@ impl Monitor {
             room: Waiters::default(),
             chatter: Allowance::new(CHATTER_BYTES, CHATTER_BYTES_PER_SECOND, now),
             resets: Allowance::new(u64::from(resets_max), RESETS_PER_SECOND, now),
+            turn_bytes: Cell::new(0),
             task: RefCell::default(),
             timer: RefCell::default(),
         }
     }
 
+    /// The connection is polled.
+    pub(super) fn begin_turn(&self) {
+        self.turn_bytes.set(0);
+    }
+
+    /// It has read as much as it may before the core's other tasks get their turn.
+    pub(super) fn is_turn_over(&self) -> bool {
+        self.turn_bytes.get() >= TURN_BYTES
+    }
+
     /// Bytes came in.
     pub(super) fn received(&self, bytes: usize) {
+        self.turn_bytes.set(self.turn_bytes.get() + bytes);
         match self.version {
             HttpVersion::One if self.active.get() == 0 && self.head_began.get().is_none() => {
                 self.head_began.set(Some(self.clock.now()));

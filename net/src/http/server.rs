@@ -142,6 +142,7 @@ impl<R: NetRuntime, S: HttpService> HttpServer<R, S> {
         let mut connection = builder.serve_connection(stream, calls);
         let mut watch = Watch::default();
         let outcome = poll_fn(|context| {
+            monitor.begin_turn();
             loop {
                 if watch.should_close(self, monitor) {
                     Pin::new(&mut connection).graceful_shutdown();
@@ -193,6 +194,7 @@ impl<R: NetRuntime, S: HttpService> HttpServer<R, S> {
         let mut connection = std::pin::pin!(builder.serve_connection(stream, calls));
         let mut watch = Watch::default();
         poll_fn(|context| {
+            monitor.begin_turn();
             loop {
                 if watch.should_close(self, monitor) {
                     connection.as_mut().graceful_shutdown();

@@ -36,6 +36,10 @@ impl<S: Stream> hyper::rt::Read for HttpStream<S> {
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.monitor.is_turn_over() {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if !this.received.is_empty() {
             let length = this.received.len().min(buffer.remaining());
             buffer.put_slice(&this.received[..length]);
