@@ -18,6 +18,7 @@ use crate::index::ShardIndex;
 use crate::manifest::{MetaFileRecord, Settled};
 use crate::run::{Now, RunRecord};
 use crate::segment::{Pin, Pins};
+use crate::store::Store;
 use crate::types::{
     CheckpointMeta, Extents, HardState, Index, Place, RecoveredShard, ReplicaId, SegmentId, ShardId, Term,
 };
@@ -83,6 +84,14 @@ pub(crate) struct Shard<R: Runtime> {
     pub(crate) damaged: Option<Corruption>,
 }
 
+impl<R: Runtime> Store<R> {
+    /// The durable entries of this kind that can be read, in order. Memory knows them.
+    pub fn entries_of_kind(&self, shard: ShardId, kind: u8) -> Vec<Index> {
+        let shards = self.inner.shards.borrow();
+        shards.get(&shard).map(|shard| shard.entries_of_kind(kind)).unwrap_or_default()
+    }
+}
+
 impl<R: Runtime> Shard<R> {
     pub(crate) fn new(
         replica: ReplicaId,
@@ -135,6 +144,12 @@ impl<R: Runtime> Shard<R> {
     pub(crate) fn entry(&self, index: Index) -> Option<&EntryPlace> {
         let position = index.0.checked_sub(self.first.0)?;
         self.entries.get(usize::try_from(position).ok()?)
+    }
+
+    /// The entries of this kind that are still here.
+    pub(crate) fn entries_of_kind(&self, kind: u8) -> Vec<Index> {
+        let numbered = (self.first.0..).zip(&self.entries);
+        numbered.filter(|(_, entry)| entry.kind == kind).map(|(index, _)| Index(index)).collect()
     }
 
     pub(crate) fn term_at(&self, index: Index) -> Option<Term> {

@@ -78,7 +78,8 @@ impl<R: Runtime> Core<R> {
             let (opened, recovered) = self.open_log(&cluster, log).await?;
             let store = opened.store.clone();
             for Opened { shard, is_new } in recovered {
-                let replica = self.restore(&cluster, &store, logs.len(), shard, is_new)?;
+                let behind = memberships_behind(&store, &shard).await?;
+                let replica = self.restore(&cluster, &store, logs.len(), Opened { shard, is_new }, behind)?;
                 if let Some(doubt) = &replica.doubt {
                     tracing::error!(shard = replica.shard, reason = doubt.reason, "this replica is suspect");
                     self.tell_lost(&replica);
@@ -163,9 +164,10 @@ impl<R: Runtime> Core<R> {
         cluster: &Cluster,
         store: &Store<R>,
         log: usize,
-        recovered: RecoveredShard,
-        is_new: bool,
+        opened: Opened,
+        memberships_behind: Vec<Membership>,
     ) -> Result<Replica<R>, NodeFailure> {
+        let Opened { shard: recovered, is_new } = opened;
         let shard = recovered.shard.0;
         let bad = |what: &str| NodeFailure(format!("the checkpoint of shard {shard} holds no valid {what}"));
         let placement = cluster.placement(shard).ok_or_else(|| bad("shard number"))?;
@@ -194,7 +196,7 @@ impl<R: Runtime> Core<R> {
                 commit: Index(recovered.hard_state.commit.0),
             },
             membership,
-            memberships_behind: Vec::new(),
+            memberships_behind,
             log_start: Position { index: applied, term: applied_term },
             terms: recovered
                 .terms
@@ -277,6 +279,33 @@ impl<R: Runtime> Core<R> {
             }
         }
     }
+}
+
+/// What the configuration entries behind a shard's checkpoint set. They are few; the rest of the log is not read for
+/// them.
+async fn memberships_behind<R: Runtime>(
+    store: &Store<R>,
+    recovered: &RecoveredShard,
+) -> Result<Vec<Membership>, NodeFailure> {
+    let mut memberships = Vec::new();
+    if recovered.state_damaged {
+        // A snapshot replaces the log, and all that it sets.
+        return Ok(memberships);
+    }
+    let kind = wire::kind_number(EntryKind::Configuration);
+    let indexes = store.entries_of_kind(recovered.shard, kind);
+    for index in indexes.into_iter().filter(|index| *index > recovered.checkpoint.applied) {
+        let bad = |what: &str| {
+            NodeFailure(format!("entry {} of shard {} sets the members: {what}", index.0, recovered.shard.0))
+        };
+        let entries = store.read_entries(recovered.shard, index, index, 0).await;
+        let entries = entries.map_err(|error| bad(&error.to_string()))?;
+        let entry = entries.first().ok_or_else(|| bad("it cannot be read"))?;
+        let configuration = Configuration::decode(&entry.payload).ok_or_else(|| bad("it does not decode"))?;
+        let set_by = Position { index: Index(index.0), term: Term(entry.term.0) };
+        memberships.push(Membership { configuration, set_by });
+    }
+    Ok(memberships)
 }
 
 fn failure(log: u16, error: &krita_engine::LogError) -> NodeFailure {

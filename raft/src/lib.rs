@@ -73,9 +73,19 @@
 //! why
 //! they are enough, stand in `suspect.rs`.
 //!
+//! # Members
+//!
+//! The members change by entries of the log ([`Raft::propose_configuration`]). A replica goes by the newest
+//! configuration in its log from the moment when that is appended, and by the one before again if it is cut off. A new
+//! replica is a *learner* first, which counts for nothing, until it follows closely; then it is made a voter,
+//! perhaps in place of another, by a *joint* configuration in which every quorum is two majorities, and which the
+//! leader leaves by itself. What is refused and why, and how a leader goes that is to be removed, stands in
+//! `reconfigure.rs`. The driver keeps the [`Membership`] as of what is applied ([`Raft::applied_membership`]) in its
+//! checkpoints and snapshots, and gives it back at the next start together with those of the entries behind it
+//! ([`Restored`]).
+//!
 //! # What is not here
 //!
-//! Configurations can be joint, and every quorum is counted through [`Configuration`], but nothing changes one yet.
 //! Followers serve no linearizable reads. Snapshots are moved by the driver. A disk that forgets unnoticed is beyond
 //! help.
 //!

@@ -117,8 +117,8 @@ impl Memberships {
         self.known.range(after.saturating_sub(1)..).map(|membership| &membership.configuration)
     }
 
-    /// Whether `id` may be needed as a leader: it votes, or would if what is not known to be committed were cut off. One
-    /// that holds the entry that removes it may be the only one that does, and so the only one that can lead; it
+    /// Whether `id` may be needed as a leader: it votes, or would if what is not known to be committed were cut off.
+    /// One that holds the entry that removes it may be the only one that does, and so the only one that can lead; it
     /// does not count itself (Ongaro's thesis, section 4.2.2).
     pub(crate) fn may_lead(&self, id: ReplicaId, commit: Index) -> bool {
         self.possible(commit).any(|configuration| configuration.is_voter(id))

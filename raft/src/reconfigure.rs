@@ -6,16 +6,18 @@
 //! then does, so that no group stays between two configurations for want of an operator. A change of learners
 //! alone is a single entry: the quorums before and after it are the same.
 //!
-//! Changing one voter at a time needs no joint configuration, since majorities that differ by one voter overlap; but that
-//! saves one entry, and an even number of voters in between costs availability. There is one way here for all changes.
+//! Changing one voter at a time needs no joint configuration, since majorities that differ by one voter overlap; but
+//! that saves one entry, and an even number of voters in between costs availability. There is one way here for all
+//! changes.
 //!
 //! # Why a change is refused
 //!
-//! - *The present configuration is not committed, or is joint.* If two changes could be under way, the first and the last
-//!   configuration need not have overlapping quorums.
-//! - *The leader has not committed an entry of its own term.* Otherwise two leaders, one after the other, can each append
-//!   a change to the same configuration and commit them by quorums that do not overlap (found by Ongaro in 2015). The
-//!   entry of its own term shows a quorum of the present configuration that no older change can be committed any more.
+//! - *The present configuration is not committed, or is joint.* If two changes could be under way, the first and the
+//!   last configuration need not have overlapping quorums.
+//! - *The leader has not committed an entry of its own term.* Otherwise two leaders, one after the other, can each
+//!   append a change to the same configuration and commit them by quorums that do not overlap (found by Ongaro in
+//!   2015). The entry of its own term shows a quorum of the present configuration that no older change can be
+//!   committed any more.
 //! - *Somebody else has changed it.* A change names the entry that set the configuration which it means to change.
 //! - *Those that are heard would be no quorum* of the next configuration, or may have forgotten something.
 //! - *A learner is not caught up*, or may have forgotten something: see `catch_up.rs` and `suspect.rs`.
@@ -31,9 +33,9 @@
 //!
 //! The leader goes on replicating to them for an election timeout after the removal is committed, so that they learn
 //! of it and keep still. One that was not reached campaigns in vain: voters that hear a leader do not listen, its log
-//! is too short for the others, it wakes no silent group, and its term is nobody's business ([`Raft::step`]). But a vote
-//! is given also to a candidate that is not in the voter's own configuration, if its log is good: that configuration may
-//! be the older one.
+//! is too short for the others, it wakes no silent group, and its term is nobody's business ([`Raft::step`]). But a
+//! vote is given also to a candidate that is not in the voter's own configuration, if its log is good: that
+//! configuration may be the older one.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -158,8 +160,8 @@ impl ConfigurationChange {
 }
 
 impl<P: Payload> Raft<P> {
-    /// Proposes a change of the configuration that the entry `expected` has set ([`Raft::membership`]). The answer names
-    /// the first entry of the change; it is in force here at once. A change of voters has two: the leader of then
+    /// Proposes a change of the configuration that the entry `expected` has set ([`Raft::membership`]). The answer
+    /// names the first entry of the change; it is in force here at once. A change of voters has two: the leader of then
     /// appends the second by itself. It is over when [`Raft::applied_membership`] is not joint and as wished; and it
     /// has failed if that was set by another change.
     pub fn propose_configuration(

@@ -72,7 +72,8 @@ pub struct FollowerStatus {
     pub suspect: bool,
     /// False: it was removed, and is still being told so.
     pub is_member: bool,
-    /// It follows closely enough to be made a voter, see [`Raft::propose_configuration`](crate::Raft::propose_configuration).
+    /// It follows closely enough to be made a voter, see
+    /// [`Raft::propose_configuration`](crate::Raft::propose_configuration).
     pub is_caught_up: bool,
     /// Rounds of catching up that it has completed under this leader.
     pub catch_up_rounds: u64,

@@ -22,10 +22,10 @@
 //! 6. counts it neither for commits nor for rounds, so neither for reads nor for leases; does not hand over to it, and
 //!    does not fall silent. (Check-quorum does count it: that asks who can be reached, not who can be believed.)
 //! 7. *confirms*: it waits until every other voter that is not suspect itself has answered, in its term, a round that
-//!    began after it had learnt of the last suspicion; and until an entry of its own term is committed. In a group whose
-//!    members have changed those voters, itself included, must also hold an entry that it has appended after that. The
-//!    suspects must be fewer than a majority in each half of the configuration. Then it tells each its commit index as
-//!    [`Heal::through`].
+//!    began after it had learnt of the last suspicion; and until an entry of its own term is committed. In a group
+//!    whose members have changed those voters, itself included, must also hold an entry that it has appended after
+//!    that. The suspects must be fewer than a majority in each half of the configuration. Then it tells each its
+//!    commit index as [`Heal::through`].
 //!
 //! The suspect is whole when, in that leader's term, its log is durable and equal to the leader's up to there, and its
 //! term is durable with a vote in it: if it has none, it votes for that leader. Then [`Change::Whole`] comes.
@@ -92,15 +92,15 @@
 //! # When the members change
 //!
 //! Y and K above are called voters, whom L asks. By another configuration than that of L somebody else may campaign or
-//! lead, whom it does not ask: one that is promoted by an entry which L has not, or that L has removed and that does not
-//! know it. So in a group whose members have ever changed, what the voters answer must show one thing more: that they
-//! hold an entry e, which L has appended after it had learnt of the last suspicion. If nobody proposes one, L appends an
-//! empty one.
+//! lead, whom it does not ask: one that is promoted by an entry which L has not, or that L has removed and that does
+//! not know it. So in a group whose members have ever changed, what the voters answer must show one thing more: that
+//! they hold an entry e, which L has appended after it had learnt of the last suspicion. If nobody proposes one, L
+//! appends an empty one.
 //!
 //! - A candidate Y above T from before L learnt of R does not hold e, since it takes nothing in T any more. Nor does it
-//!   ever win, with R's forgotten vote or without. It needs a majority of the configuration that is in force at L, or of
-//!   the old half of that, or else it lacks a configuration that is committed; and in each such majority there is a
-//!   voter that is whole, holds e, and so refuses Y.
+//!   ever win, with R's forgotten vote or without. It needs a majority of the configuration that is in force at L,
+//!   or of the old half of that, or else it lacks a configuration that is committed; and in each such majority there
+//!   is a voter that is whole, holds e, and so refuses Y.
 //! - A leader K above T from before that time had been elected by such a majority: one of its voters would not have
 //!   taken e in T afterwards. So there was none.
 //! - For a leader of a term below T see *Entries* above: what it may ever commit by what was acknowledged before L was

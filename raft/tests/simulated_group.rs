@@ -5,7 +5,9 @@
 //! a quorum, and that reads and writes of a register are linearizable; in the end, log matching, and that the
 //! healed group agrees and serves.
 //!
-//! In worlds of its own, replicas also lose their memory (`world/amnesia.rs`).
+//! In worlds of its own, replicas also lose their memory (`world/amnesia.rs`), and the members change
+//! (`world/members.rs`): then it is also checked that there is one configuration, of which each follows the one before
+//! by a quorum of both.
 //!
 //! A failing seed prints the command that replays it. `KRITA_SEED=n` runs that seed alone, with its story on standard
 //! error; `KRITA_SEEDS=n` runs the first n.
@@ -61,4 +63,12 @@ fn a_group_whose_members_forget_is_safe_in_every_seed() {
     let Some((seeds, totals)) = run else { return };
     assert!(totals.elections > seeds && totals.reads_done > seeds * 10 && totals.silences > seeds / 20);
     assert!(totals.amnesias > seeds / 2 && totals.damages > seeds / 10 && totals.healed > seeds / 2);
+}
+
+#[test]
+fn a_group_whose_members_change_is_safe_in_every_seed() {
+    let run = run("a_group_whose_members_change_is_safe_in_every_seed", 600, World::changing);
+    let Some((seeds, totals)) = run else { return };
+    assert!(totals.elections > seeds && totals.reads_done > seeds * 10 && totals.crashes > seeds);
+    assert!(totals.joins > seeds && totals.changes > seeds * 5 && totals.changes_over > seeds / 2);
 }

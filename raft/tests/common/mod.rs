@@ -81,6 +81,13 @@ impl Disk {
         index <= self.start.index || self.entry(index).is_some_and(|entry| entry.term == term)
     }
 
+    /// The newest configuration on it.
+    pub(crate) fn configuration(&self) -> Configuration {
+        let mut entries = self.entries.iter().rev();
+        let newest = entries.find(|entry| entry.kind == EntryKind::Configuration).map(membership_of);
+        newest.unwrap_or_else(|| self.checkpoint.membership.clone()).configuration
+    }
+
     fn term_runs(&self) -> Vec<TermRun> {
         let mut runs: Vec<TermRun> = Vec::new();
         for entry in &self.entries {

@@ -63,10 +63,12 @@ impl World {
 
     /// Whether one more may forget without more than a minority of voters having done so.
     fn may_be_suspect(&self, id: ReplicaId) -> bool {
-        let voters = self.configuration.voters.len();
         let suspects = |other: &&ReplicaId| **other != id && self.nodes[*other].disk().suspect.is_some();
-        let others = self.configuration.voters.iter().filter(suspects).count();
-        !self.configuration.is_voter(id) || others < voters.saturating_sub(1) / 2
+        let may = |half: &BTreeSet<ReplicaId>| {
+            let others = half.iter().filter(suspects).count();
+            !half.contains(&id) || others < half.len().saturating_sub(1) / 2
+        };
+        self.in_force().iter().all(|present| may(&present.voters) && may(&present.voters_outgoing))
     }
 
     /// A replica that restarts may have lost some of what it had.
@@ -147,7 +149,8 @@ impl World {
             node.replica.as_ref().is_some_and(|replica| replica.raft.status().role == RoleKind::Leader)
         };
         let Some(leader) = self.nodes.iter().find(|(_, node)| leads(node)).map(|(id, _)| *id) else { return };
-        let mut others = self.configuration.voters.clone();
+        let Some(replica) = &self.nodes[&leader].replica else { return };
+        let mut others = replica.raft.configuration().voters.clone();
         others.remove(&leader);
         let others: Vec<ReplicaId> = others.into_iter().collect();
         let Some(amnesia) = self.amnesia.as_mut().filter(|_| !self.healed) else { return };

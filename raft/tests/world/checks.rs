@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use krita_raft::*;
 
-use crate::common::Replica;
+use crate::common::{Machine, Replica, membership_of};
 
 /// What has been observed, against which everything later is held.
 #[derive(Default)]
 pub(crate) struct Checks {
+    /// The newest configuration that anybody has applied.
+    present: Configuration,
+    /// By one of these what is committed was counted last.
+    counted_by: Vec<Configuration>,
     leaders: BTreeMap<Term, ReplicaId>,
     /// Term of every entry that any replica has called committed, by index from 1.
     committed: Vec<Term>,
@@ -25,6 +29,10 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
+    pub(crate) fn new(founded: &Configuration) -> Self {
+        Checks { present: founded.clone(), counted_by: vec![founded.clone()], ..Checks::default() }
+    }
+
     /// Election safety and leader completeness.
     pub(crate) fn elected(&mut self, term: Term, id: ReplicaId, raft: &Raft<Vec<u8>>) {
         let earlier = self.leaders.insert(term, id);
@@ -56,23 +64,24 @@ impl Checks {
                 None => {
                     assert_eq!(self.committed.len() as u64 + 1, index, "commits are seen in order");
                     self.committed.push(term);
+                    // In force when this was counted: as of then, or a later one, which is in the log since.
+                    let as_of =
+                        raft.membership_as_of(status.commit).expect("it is not below what is applied");
+                    self.counted_by = vec![as_of.configuration.clone(), raft.configuration().clone()];
                 }
             }
         }
     }
 
     /// Whatever is committed is on the disks of a quorum, so that no crash loses it.
-    pub(crate) fn durability(
-        &mut self,
-        configuration: &Configuration,
-        holds: impl Fn(ReplicaId, Index, Term) -> bool,
-    ) {
+    pub(crate) fn durability(&mut self, holds: impl Fn(ReplicaId, Index, Term) -> bool) {
         if self.durable_checked == self.committed.len() {
             return;
         }
         for position in self.durable_checked..self.committed.len() {
             let (index, term) = (Index(position as u64 + 1), self.committed[position]);
-            let held = configuration.is_quorum(|id| holds(id, index, term));
+            let held = |counted: &Configuration| counted.is_quorum(|id| holds(id, index, term));
+            let held = self.counted_by.iter().any(held);
             assert!(held, "entry {index} of term {term} is called committed, but is not durable on a quorum");
         }
         self.durable_checked = self.committed.len();
@@ -85,8 +94,35 @@ impl Checks {
 
     /// State-machine safety: everyone applies the same at each index.
     pub(crate) fn applied(&mut self, entry: &Entry<Vec<u8>>) {
-        let known = self.applied.entry(entry.index).or_insert_with(|| entry.clone());
-        assert_eq!(known, entry, "different entries are applied at {}", entry.index);
+        if let Some(known) = self.applied.get(&entry.index) {
+            return assert_eq!(known, entry, "different entries are applied at {}", entry.index);
+        }
+        self.applied.insert(entry.index, entry.clone());
+        if entry.kind == EntryKind::Configuration {
+            self.reconfigured(membership_of(entry).configuration);
+        }
+    }
+
+    /// One configuration follows another only so that their quorums overlap.
+    fn reconfigured(&mut self, next: Configuration) {
+        let present = &self.present;
+        let follows = match present.is_joint() {
+            true => next == present.left(),
+            false if next.is_joint() => next.voters_outgoing == present.voters,
+            false => next.voters == present.voters,
+        };
+        assert!(follows, "{next:?} follows {present:?}");
+        self.present = next;
+    }
+
+    /// By one of these what is committed was counted last.
+    pub(crate) fn counted_by(&self) -> &[Configuration] {
+        &self.counted_by
+    }
+
+    /// The group's configuration, as far as anybody has applied it.
+    pub(crate) fn present(&self) -> &Configuration {
+        &self.present
     }
 
     /// The greatest index that any operation answered before `moment` has shown.
@@ -128,14 +164,31 @@ impl Checks {
         let replicas: Vec<&Replica> = replicas.collect();
         for (position, one) in replicas.iter().enumerate() {
             for other in &replicas[position + 1..] {
-                log_matching(one, other);
-                if one.machine.applied == other.machine.applied {
-                    assert_eq!(one.machine, other.machine, "{} and {} differ in state", one.id, other.id);
+                if one.disk.suspect.is_none() && other.disk.suspect.is_none() {
+                    log_matching(one, other);
+                }
+                let (left, right) = (&one.machine, &other.machine);
+                // One that was removed may never be healed.
+                let is_damaged = |replica: &Replica| replica.disk.suspect.is_some();
+                if left.applied == right.applied && !is_damaged(one) && !is_damaged(other) {
+                    let state = |machine: &Machine| (machine.digest, machine.register, machine.applied_term);
+                    assert_eq!(state(left), state(right), "{} and {} differ in state", one.id, other.id);
+                    // Who has just joined does not know the founders.
+                    let is_known = |machine: &Machine| !machine.membership.configuration.voters.is_empty();
+                    assert!(
+                        !is_known(left) || !is_known(right) || left.membership == right.membership,
+                        "{} and {} differ in members",
+                        one.id,
+                        other.id
+                    );
                 }
             }
         }
         let half = (self.healed_at + now) / 2;
         assert!(self.last_write > half, "the healed group takes no writes");
+        assert!(!self.present.is_joint(), "the group stays between two configurations: {:?}", self.present);
+        let is_member = |replica: &&Replica| self.present.is_member(replica.id);
+        let replicas: Vec<&Replica> = replicas.into_iter().filter(is_member).collect();
         let greatest = replicas.iter().map(|replica| replica.machine.applied).max();
         for replica in &replicas {
             let behind = greatest.map_or(0, |greatest| greatest.0) - replica.machine.applied.0;

@@ -4,6 +4,7 @@ mod amnesia;
 mod chance;
 mod checks;
 mod faults;
+mod members;
 mod reigns;
 mod totals;
 
@@ -17,6 +18,7 @@ use crate::common::{Disk, Machine, Replica};
 use amnesia::{Amnesia, Plot};
 use chance::Random;
 use checks::Checks;
+use members::Changes;
 pub(crate) use totals::Totals;
 
 const MILLISECOND: u64 = 1_000_000;
@@ -64,6 +66,8 @@ enum Event {
     },
     /// The links of this replica are whole again.
     Join,
+    /// Somebody wants the members changed.
+    Change,
 }
 
 struct Node {
@@ -96,6 +100,7 @@ pub(crate) struct World {
     queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
     events: BTreeMap<usize, (ReplicaId, Event)>,
     nodes: BTreeMap<ReplicaId, Node>,
+    /// What the group is founded with.
     configuration: Configuration,
     base: Config,
     loss: u64,
@@ -112,6 +117,8 @@ pub(crate) struct World {
     short_reigns: Option<Random>,
     /// Set in the worlds in which replicas lose their memory.
     amnesia: Option<Amnesia>,
+    /// Set in the worlds whose members change.
+    changes: Option<Changes>,
     lives: u64,
 }
 
@@ -138,6 +145,7 @@ impl World {
         let mut world = World {
             short_reigns,
             amnesia: None,
+            changes: None,
             lives: 0,
             verbose,
             now: 0,
@@ -145,7 +153,7 @@ impl World {
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             nodes: BTreeMap::new(),
-            checks: Checks::default(),
+            checks: Checks::new(&configuration),
             configuration,
             base,
             fault_interval: [500, 2000, 5000][random.below(3) as usize],
@@ -161,21 +169,11 @@ impl World {
         let members: Vec<ReplicaId> = world.configuration.members().into_iter().collect();
         for id in members {
             let node = Node {
-                replica: None,
-                disk: Disk::default(),
-                life: 0,
-                paused_until: 0,
                 clock_offset: world.random.below(1 << 40),
                 // Any two differ by less than `clock_drift_max` in an election timeout.
                 clock_rate: 960 + world.random.below(80),
                 write_time: [1, 3, 20][world.random.below(3) as usize] * MILLISECOND,
-                write_busy: false,
-                proposals: Vec::new(),
-                reads: BTreeMap::new(),
-                reads_ready: Vec::new(),
-                falls_with_a_reply: false,
-                ghost: None,
-                past: VecDeque::new(),
+                ..Node::new(Disk::default())
             };
             world.nodes.insert(id, node);
             world.start(id);
@@ -209,7 +207,7 @@ impl World {
                 self.pump(id);
             }
             let nodes = &self.nodes;
-            self.checks.durability(&self.configuration, |id, index, term| nodes[&id].holds(index, term));
+            self.checks.durability(|id, index, term| nodes[&id].holds(index, term));
         }
         self.finish()
     }
@@ -238,7 +236,8 @@ impl World {
         config.id = id;
         self.lives += 1;
         config.boot = self.lives;
-        let configuration = self.configuration.clone();
+        let is_founder = self.configuration.is_member(id);
+        let configuration = if is_founder { self.configuration.clone() } else { Configuration::default() };
         let node = self.nodes.get_mut(&id).unwrap();
         if node.disk.suspect.is_some() && node.ghost.is_none() {
             // Whole, but its driver had not taken note of that.
@@ -275,6 +274,7 @@ impl World {
         match event {
             Event::Client => return self.client(),
             Event::Fault => return self.fault(),
+            Event::Change => return self.change_members(),
             Event::Plot(plot) => return self.plot(id, plot),
             Event::Join => return self.cut.retain(|(from, to)| *from != id && *to != id),
             Event::Deafen => {
@@ -363,9 +363,13 @@ impl World {
             | Event::WriteDone { .. }
             | Event::Loaded { .. }
             | Event::Install { .. } => {}
-            Event::Client | Event::Fault | Event::Plot(_) | Event::Restart | Event::Deafen | Event::Join => {
-                unreachable!("handled above")
-            }
+            Event::Client
+            | Event::Fault
+            | Event::Change
+            | Event::Plot(_)
+            | Event::Restart
+            | Event::Deafen
+            | Event::Join => unreachable!("handled above"),
         }
     }
 
@@ -615,11 +619,31 @@ impl World {
         }
         let replicas = self.nodes.values().filter_map(|node| node.replica.as_ref());
         self.checks.finished(replicas, FAULTY + HEALED);
+        self.totals.changes_over += u64::from(*self.checks.present() != self.configuration);
         self.totals
     }
 }
 
 impl Node {
+    fn new(disk: Disk) -> Self {
+        Node {
+            replica: None,
+            disk,
+            life: 0,
+            paused_until: 0,
+            clock_offset: 0,
+            clock_rate: 1000,
+            write_time: MILLISECOND,
+            write_busy: false,
+            proposals: Vec::new(),
+            reads: BTreeMap::new(),
+            reads_ready: Vec::new(),
+            falls_with_a_reply: false,
+            ghost: None,
+            past: VecDeque::new(),
+        }
+    }
+
     fn disk(&self) -> &Disk {
         self.replica.as_ref().map_or(&self.disk, |replica| &replica.disk)
     }

@@ -28,7 +28,13 @@ impl Event {
     pub(super) fn is_outside(&self) -> bool {
         matches!(
             self,
-            Event::Client | Event::Fault | Event::Plot(_) | Event::Restart | Event::Deafen | Event::Join
+            Event::Client
+                | Event::Fault
+                | Event::Change
+                | Event::Plot(_)
+                | Event::Restart
+                | Event::Deafen
+                | Event::Join
         )
     }
 }

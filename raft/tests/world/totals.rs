@@ -16,6 +16,9 @@ pub(crate) struct Totals {
     pub(crate) amnesias: u64,
     pub(crate) damages: u64,
     pub(crate) healed: u64,
+    pub(crate) changes: u64,
+    pub(crate) changes_over: u64,
+    pub(crate) joins: u64,
 }
 
 impl Totals {
@@ -33,5 +36,8 @@ impl Totals {
         self.amnesias += other.amnesias;
         self.damages += other.damages;
         self.healed += other.healed;
+        self.changes += other.changes;
+        self.changes_over += other.changes_over;
+        self.joins += other.joins;
     }
 }
