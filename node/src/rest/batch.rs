@@ -30,7 +30,7 @@ enum Asked {
 pub(crate) async fn batch<R: Runtime>(
     core: &Rc<Core<R>>,
     call: &Call<'_>,
-    body: IncomingBody,
+    body: &mut Option<IncomingBody>,
 ) -> Result<Response<OutgoingBody>, Refusal> {
     require_json(call.headers)?;
     let request_id = conditions::request_id(call.headers)?;

@@ -106,7 +106,7 @@ fn checks(own: &MemberState) -> Value {
     let members = status.peers.len() + 1;
     let storage = status.storage.unwrap_or_default();
     json!([
-        { "name": "formed", "ok": is_formed, "detail": format!("the cluster {}", if is_formed { "is formed" } else { "is not formed yet" }) },
+        { "name": "formed", "ok": is_formed, "detail": if is_formed { "formed" } else { "not formed yet" } },
         {
             "name": "quorum",
             "ok": is_formed && (connected + 1) * 2 > members,

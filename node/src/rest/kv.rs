@@ -66,7 +66,7 @@ fn json_item(key: &[u8], value: &[u8], version: u64) -> Result<Response<Outgoing
 pub(crate) async fn put<R: Runtime>(
     core: &Rc<Core<R>>,
     call: &Call<'_>,
-    body: IncomingBody,
+    body: &mut Option<IncomingBody>,
 ) -> Result<Response<OutgoingBody>, Refusal> {
     let condition = conditions::write_condition(call.headers)?;
     let request_id = conditions::request_id(call.headers)?;
@@ -110,7 +110,9 @@ pub(crate) async fn delete<R: Runtime>(
 }
 
 /// The whole body, or the status that says why not.
-pub(crate) async fn collect(body: IncomingBody, bytes_max: usize) -> Result<Bytes, Refusal> {
+pub(crate) async fn collect(body: &mut Option<IncomingBody>, bytes_max: usize) -> Result<Bytes, Refusal> {
+    let body =
+        body.take().ok_or_else(|| Failure::new(ErrorCode::Internal, "the body has been read before"))?;
     body.collect(bytes_max).await.map_err(|error| match &error {
         BodyError::TooLarge(_) => Refusal::with_status(
             StatusCode::PAYLOAD_TOO_LARGE,

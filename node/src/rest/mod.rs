@@ -1,8 +1,8 @@
 //! The REST face of a node: `/v1/...` and the health pages, over the same request path as the native protocol.
 //!
 //! A request is matched against the table in `routes`, let in, its query checked against the same table, and then
-//! turned into the message that a native client would send (`Core::ask_retrying`): limits, routing, conditions and exactly-once
-//! are decided where they are for everyone. What this face adds is form:
+//! turned into the message that a native client would send (`Core::ask_retrying`): limits, routing, conditions and
+//! exactly-once are decided where they are for everyone. What this face adds is form:
 //!
 //! - `query`, `conditions`: what stands in the target and in the headers. `forms`: data as JSON.
 //! - `kv`, `batch`, `scan`: data. `management`, `health`: the cluster.
@@ -11,7 +11,10 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use krita_net::http::{HeaderMap, IncomingBody, Method, OutgoingBody, Request, Response, header};
+use krita_net::http::{
+    HeaderMap, HeaderValue, IncomingBody, Method, OutgoingBody, Request, Response, StatusCode, Uri, Version,
+    header,
+};
 use krita_proto::error::ErrorCode;
 use krita_runtime::Runtime;
 
@@ -52,32 +55,70 @@ impl Call<'_> {
     }
 }
 
+/// A body of at most this length that nobody has read is read to its end, so that the connection can go on.
+const DRAINED_BYTES_MAX: u64 = 64 * 1024;
+
 /// Answers one request that is not gRPC.
 pub(crate) async fn serve<R: Runtime>(
     core: Rc<Core<R>>,
     request: Request<IncomingBody>,
 ) -> Response<OutgoingBody> {
-    let head_alone = request.method() == Method::HEAD;
-    let mut response = match answer_request(&core, request).await {
+    let (head, body) = request.into_parts();
+    let mut body = Some(body);
+    let asked = Asked { method: &head.method, uri: &head.uri, headers: &head.headers };
+    let mut response = match answer_request(&core, asked, &mut body).await {
         Ok(response) => response,
         Err(refusal) => refusal.response(),
     };
-    if head_alone {
+    if head.method == Method::HEAD {
         // HTTP/2 would send it.
         *response.body_mut() = OutgoingBody::empty();
+    }
+    let is_read = match body {
+        Some(body) => drain(body, &head.headers).await,
+        None => !matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT),
+    };
+    if !is_read && head.version < Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
+/// Reads what is left of a small body, unless its sender waits to be told to go on; whether nothing is left.
+async fn drain(mut body: IncomingBody, headers: &HeaderMap) -> bool {
+    if body.is_end() {
+        return true;
+    }
+    let is_small = body.announced_length().is_some_and(|length| length <= DRAINED_BYTES_MAX);
+    if !is_small || headers.contains_key(header::EXPECT) {
+        return false;
+    }
+    loop {
+        match body.chunk().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
+/// The head of a request.
+struct Asked<'a> {
+    method: &'a Method,
+    uri: &'a Uri,
+    headers: &'a HeaderMap,
+}
+
 async fn answer_request<R: Runtime>(
     core: &Rc<Core<R>>,
-    request: Request<IncomingBody>,
+    asked: Asked<'_>,
+    body: &mut Option<IncomingBody>,
 ) -> Result<Response<OutgoingBody>, Refusal> {
-    let (head, body) = request.into_parts();
-    let Matched { operation, key_text } = routes::find(head.uri.path(), head.method.as_str())?;
-    let is_known = admit(core, operation, &head.headers)?;
-    let query = Query::parse(head.uri.query(), operation)?;
-    let call = Call { headers: &head.headers, query, key_text, is_known };
+    let Asked { method, uri, headers } = asked;
+    let Matched { operation, key_text } = routes::find(uri.path(), method.as_str())?;
+    let is_known = admit(core, operation, headers)?;
+    let query = Query::parse(uri.query(), operation)?;
+    let call = Call { headers, query, key_text, is_known };
     match operation.endpoint {
         Endpoint::GetKey => kv::get(core, &call).await,
         Endpoint::PutKey => kv::put(core, &call, body).await,

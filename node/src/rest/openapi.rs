@@ -2,6 +2,7 @@
 //! really sends by the tests that run a checker against a cluster.
 
 use krita_net::http::{OutgoingBody, Response, StatusCode};
+use krita_proto::routing::BATCH_OPERATIONS_MAX;
 use serde_json::{Map, Value, json};
 
 use super::answer;
@@ -177,8 +178,13 @@ fn base64() -> Value {
 /// Whole groups of four, the last perhaps padded.
 const BASE64_PATTERN: &str = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";
 
+/// A whole number from `least` up.
+fn whole(least: u32, description: &str) -> Value {
+    json!({ "type": "integer", "minimum": least, "description": description })
+}
+
 fn version() -> Value {
-    json!({ "type": "integer", "minimum": 0, "description": "The log index of the key's last change in its shard; 0 = absent." })
+    whole(0, "The log index of the key's last change in its shard; 0 = absent.")
 }
 
 fn data_schemas() -> Map<String, Value> {
@@ -199,15 +205,15 @@ fn data_schemas() -> Map<String, Value> {
             "required": ["code", "name", "message", "action"],
             "additionalProperties": false,
             "properties": {
-                "code": { "type": "integer", "minimum": 0, "description": "Stable number; 0 = no error, the key is absent." },
+                "code": whole(0, "Stable number; 0 = no error, the key is absent."),
                 "name": { "type": "string", "description": "Stable name." },
                 "message": { "type": "string", "description": "What happened, for people." },
                 "action": { "type": "string", "description": "What to do about it." },
                 "retry_after_ms": { "type": "integer", "minimum": 1 },
-                "current_version": { "type": "integer", "minimum": 0, "description": "CONDITION_FAILED: the version that the key has; 0 = absent." },
-                "operation": { "type": "integer", "minimum": 0, "description": "CONDITION_FAILED: which operation, from 0." },
+                "current_version": whole(0, "CONDITION_FAILED: the version that the key has; 0 = absent."),
+                "operation": whole(0, "CONDITION_FAILED: which operation, from 0."),
                 "leader_node": { "type": "integer", "minimum": 1 },
-                "log_time_ms": { "type": "integer", "minimum": 1, "description": "UNKNOWN_OUTCOME: this attempt was not applied; an earlier one may have been." },
+                "log_time_ms": whole(1, "UNKNOWN_OUTCOME: this attempt was not applied; an earlier one may have been."),
             },
         },
         "Item": item,
@@ -215,7 +221,10 @@ fn data_schemas() -> Map<String, Value> {
         "Deleted": object(json!({ "existed": { "type": "boolean" }, "version": version() })),
         "Page": object(json!({
             "items": { "type": "array", "items": { "$ref": "#/components/schemas/Item" } },
-            "cursor": { "type": ["string", "null"], "description": "Where the next page begins; null at the end of the range." },
+            "cursor": {
+                "type": ["string", "null"],
+                "description": "Where the next page begins; null at the end of the range.",
+            },
         })),
         "PutBody": one_of_each(&[&["value", "value_base64"]], true),
     }))
@@ -235,7 +244,11 @@ fn one_of_each(pairs: &[&[&str; 2]], has_condition: bool) -> Value {
         };
         let base64_schema = match *text {
             "key" => json!({
-                "type": "string", "contentEncoding": "base64", "pattern": BASE64_PATTERN, "minLength": 4, "maxLength": 5464,
+                "type": "string",
+                "contentEncoding": "base64",
+                "pattern": BASE64_PATTERN,
+                "minLength": 4,
+                "maxLength": 5464,
             }),
             _ => base64(),
         };
@@ -262,7 +275,10 @@ fn batch_schemas() -> Map<String, Value> {
     members(json!({
         "BatchBody": object(json!({
             "operations": {
-                "type": "array", "minItems": 1, "maxItems": 10_000, "items": { "$ref": "#/components/schemas/Operation" },
+                "type": "array",
+                "minItems": 1,
+                "maxItems": BATCH_OPERATIONS_MAX,
+                "items": { "$ref": "#/components/schemas/Operation" },
             },
         })),
         "Operation": {
@@ -287,7 +303,11 @@ fn batch_schemas() -> Map<String, Value> {
                 object(json!({ "shard": shard, "existed": { "type": "boolean" } })),
                 object(json!({ "shard": shard, "found": { "const": false }, "version": version() })),
                 object(json!({
-                    "shard": shard, "found": { "const": true }, "version": version(), "value": text, "value_base64": base64(),
+                    "shard": shard,
+                    "found": { "const": true },
+                    "version": version(),
+                    "value": text,
+                    "value_base64": base64(),
                 })),
                 object(json!({ "shard": shard, "error": { "$ref": "#/components/schemas/ErrorDetail" } })),
             ],
