@@ -159,8 +159,11 @@ fn node(seed: u64) -> Gossip {
     gossip
 }
 
+/// What is known of a node.
+type Known = (NodeUuid, u64, State, Arc<Profile>, StampedVitals, Option<Instant>);
+
 /// What is known, without what a node found out by itself.
-fn known(gossip: &Gossip) -> Vec<(NodeUuid, u64, State, Arc<Profile>, StampedVitals, Option<Instant>)> {
+fn known(gossip: &Gossip) -> Vec<Known> {
     let view = |member: &Member| {
         let Member { uuid, incarnation, state, profile, vitals, gone_at, .. } = member.clone();
         (uuid, incarnation, state, profile, vitals, gone_at)
