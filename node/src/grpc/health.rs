@@ -14,8 +14,9 @@ use super::status::Status;
 use super::{Call, KRITA_SERVICE};
 use crate::failure::Failure;
 
-/// How often a watch looks.
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// How often a watch looks whether the node stops, and every how many times at its state too.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+const STATE_EVERY: u32 = 4;
 
 /// The services that have a state.
 const SERVICES: [&str; 2] = ["", KRITA_SERVICE];
@@ -49,17 +50,19 @@ pub(super) async fn watch<R: Runtime>(
 async fn tell_changes<R: Runtime>(call: Call<R>, is_known: bool, mut sender: BodySender) {
     let core = &call.core;
     let mut told = None;
-    loop {
-        let state = match is_known {
-            true => state(&call).await,
-            false => ServingStatus::ServiceUnknown,
+    for round in 0u32.. {
+        let is_stopping = core.input.stop.is_set() || core.is_ending();
+        let state = match told {
+            Some(told) if !is_stopping && round % STATE_EVERY != 0 => told,
+            _ if is_known => state(&call).await,
+            _ => ServingStatus::ServiceUnknown,
         };
         if told.replace(state) != Some(state)
             && sender.send(frame(&HealthCheckResponse { status: state as i32 })).await.is_err()
         {
             return;
         }
-        if core.input.stop.is_set() || core.is_ending() {
+        if is_stopping {
             return sender.finish(Some(Status::from(Failure::not_ready("the node stops")).trailers()));
         }
         if call.left().is_some_and(|left| left.is_zero()) {
@@ -73,6 +76,10 @@ async fn tell_changes<R: Runtime>(call: Call<R>, is_known: bool, mut sender: Bod
 }
 
 async fn state<R: Runtime>(call: &Call<R>) -> ServingStatus {
+    if call.core.input.stop.is_set() {
+        // Its other cores may have ended already.
+        return ServingStatus::NotServing;
+    }
     match call.core.ask(&v1::NodeStatus { shards: false }).await {
         Ok(status) if status.state == "serving" => ServingStatus::Serving,
         Ok(_) | Err(_) => ServingStatus::NotServing,
