@@ -45,10 +45,9 @@ pub fn main_from<A: Parser>(
 
 /// What `RUST_LOG` asks for goes to stderr, coloured only on a terminal.
 fn log_to_stderr() {
-    let has_colour = Style::of(&io::stderr()).good("") != "";
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::from_default_env())
-        .with_ansi(has_colour)
+        .with_ansi(Style::of(&io::stderr()).has_colour())
         .with_writer(io::stderr)
         .init();
 }

@@ -66,7 +66,7 @@ pub enum Command {
     /// Check this machine and the way to each peer: what would keep a node from starting, or from being heard.
     #[command(after_help = "\
 Looks at: the kernel, io_uring, locked memory, open files, the disk of data_directory, certificates and their expiry,
-the token's file, the clock beside the peers', and for each peer its name, its port and a hello with the profile's token.
+the token, the clock beside the peers', and for each peer its name, its port and a hello with the token.
 The limits are those of this process: run it as the node runs (as its user; under systemd, see systemctl show).
 Exit code 10 if something must be mended.
 

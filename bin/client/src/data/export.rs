@@ -190,7 +190,7 @@ mod tests {
         let lines = [header.line(), pair_line(b"a", b"1", 1), pair_line(b"b", b"2", 2)];
         let whole = lines.join("\n") + "\n";
         for cut in 0..=whole.len() {
-            let done = Done::of(whole[..cut].as_bytes(), &header).unwrap();
+            let done = Done::of(&whole.as_bytes()[..cut], &header).unwrap();
             let lines_whole = whole[..cut].matches('\n').count();
             assert_eq!(done.keys, lines_whole.saturating_sub(1) as u64, "{cut}");
             let end = whole[..cut].rfind('\n').map_or(0, |at| at + 1);

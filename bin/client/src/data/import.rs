@@ -30,7 +30,7 @@ const PIECE_BYTES: usize = 8 * 1024 * 1024;
 const ATTEMPTS: usize = 5;
 
 /// Checks a file, and counts.
-pub(super) fn check(file: &Path, _target: &Target, print: &mut Printer<'_>) -> Result<(), Failure> {
+pub(super) fn check(file: &Path, print: &mut Printer<'_>) -> Result<(), Failure> {
     let keys = if file == Path::new("-") {
         checked(io::stdin().lock(), "stdin", |_| ())?
     } else {

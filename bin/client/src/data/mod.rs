@@ -49,7 +49,7 @@ fn execute(command: &Command, target: &Target, print: &mut Printer<'_>) -> Resul
         Command::Scan(range) => keys::list(range, keys::What::Values, target, print),
         Command::Batch { file, dry_run } => batch::run(file, *dry_run, target, print),
         Command::Export { file, prefix, again } => export::run(file, prefix, *again, target, print),
-        Command::Import { file, dry_run: true, .. } => import::check(file, target, print),
+        Command::Import { file, dry_run: true, .. } => import::check(file, print),
         Command::Import { file, again, dry_run: false } => import::run(file, *again, target, print),
         Command::HealthCheck { all } => health::check(target, *all, print),
         Command::Shell | Command::Completions { .. } | Command::Manual { .. } => {

@@ -35,6 +35,11 @@ impl Style {
         self.is_terminal
     }
 
+    /// Whether text is coloured.
+    pub fn has_colour(self) -> bool {
+        self.has_colour
+    }
+
     /// What is well.
     pub fn good(self, text: &str) -> String {
         self.wrapped("32", text)
