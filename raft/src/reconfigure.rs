@@ -293,10 +293,12 @@ impl Leader {
             return Standing::StepsDown;
         }
         let stays = present.configuration.voters.contains(&core.id());
-        if !stays && !std::mem::replace(&mut self.gave_way, true) && self.transfer.is_none() {
-            if let Some(to) = self.best_successor(core) {
-                return self.transfer(core, to);
-            }
+        if !stays
+            && !std::mem::replace(&mut self.gave_way, true)
+            && self.transfer.is_none()
+            && let Some(to) = self.best_successor(core)
+        {
+            return self.transfer(core, to);
         }
         // While somebody takes over, the log stands still; the new leader goes on from here, or this one if it failed.
         if self.transfer.is_none() {
