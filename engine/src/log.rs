@@ -34,6 +34,8 @@ pub(crate) const PIECE_BYTES_MIN: usize = 16 << 10;
 
 /// How often one looks whether entries still have to wait for compaction.
 const HOLD_SLICE: Duration = Duration::from_millis(8);
+/// Entries are not held up for less.
+const HOLD_MIN: Duration = Duration::from_millis(1);
 
 /// What waits in the queue.
 pub(crate) enum Work {
@@ -169,6 +171,8 @@ pub(crate) struct Log<R: Runtime> {
     large: Option<Item>,
     /// When the entries that wait first had to.
     held_since: Option<Instant>,
+    /// How long entries would have had to wait that did not.
+    owed: Duration,
 }
 
 /// What is held up while compaction gets ahead.
@@ -176,8 +180,8 @@ pub(crate) struct Log<R: Runtime> {
 enum Held {
     /// Entries, and what must not overtake them.
     Entries,
-    /// That is all there is.
-    All,
+    /// That is all there is; so long.
+    All(Duration),
 }
 
 /// A record with its place in the batch being made.
@@ -192,7 +196,14 @@ struct Placed {
 
 impl<R: Runtime> Log<R> {
     pub(crate) fn new(head: Head<R>) -> Self {
-        Self { head, queue: VecDeque::new(), queue_bytes: 0, large: None, held_since: None }
+        Self {
+            head,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            large: None,
+            held_since: None,
+            owed: Duration::ZERO,
+        }
     }
 
     /// The last batch that is durable.
@@ -243,22 +254,28 @@ impl<R: Runtime> Log<R> {
         receiver
     }
 
-    /// Whether entries are to be held up now, so that compaction gets ahead of them: each for `hold_up` at most.
+    /// Whether entries are to be held up now, so that compaction gets ahead of them: those that wait for `hold_up`.
+    /// Times too short for a clock are added up.
     fn hold(&mut self, now: Instant, hold_up: Duration) -> Option<Held> {
         // The pieces of what was begun must lie in batches in a row.
         let grows = self.large.is_none() && self.queue.iter().any(|item| item.work.has_order());
         if !grows || hold_up.is_zero() {
-            self.held_since = None;
+            (self.held_since, self.owed) = (None, Duration::ZERO);
             return None;
         }
-        let since = *self.held_since.get_or_insert(now);
-        if now >= since + hold_up {
-            self.held_since = None;
+        let owed = self.owed + hold_up;
+        if self.held_since.is_none() && owed < HOLD_MIN {
+            self.owed = owed;
+            return None;
+        }
+        let until = *self.held_since.get_or_insert(now) + owed;
+        if now >= until {
+            (self.held_since, self.owed) = (None, Duration::ZERO);
             return None;
         }
         let mut behind: BTreeSet<ShardId> = BTreeSet::new();
         let passes = self.queue.iter().any(|item| item.passes(&mut behind));
-        Some(if passes { Held::Entries } else { Held::All })
+        Some(if passes { Held::Entries } else { Held::All(until.since(now)) })
     }
 
     fn is_idle(&self) -> bool {
@@ -382,11 +399,12 @@ fn capacity<R: Runtime>(inner: &Inner<R>) -> usize {
 }
 
 async fn write_next<R: Runtime>(inner: &Rc<Inner<R>>) {
-    let hold_up = inner.compaction.borrow().hold_up();
+    let bytes = inner.log.borrow().queue_bytes().min(inner.options.batch_bytes_max as usize);
+    let hold_up = inner.compaction.borrow().hold_up(bytes);
     let held = inner.log.borrow_mut().hold(inner.runtime.now(), hold_up);
-    if held == Some(Held::All) {
+    if let Some(Held::All(left)) = held {
         // What comes meanwhile joins the batch; and compaction may be done, or have something to write.
-        let _ = timeout(&inner.runtime, HOLD_SLICE, inner.log_wake.notified()).await;
+        let _ = timeout(&inner.runtime, left.min(HOLD_SLICE), inner.log_wake.notified()).await;
         return;
     }
     let piece_bytes = inner.options.piece_bytes as usize;

@@ -304,6 +304,7 @@ struct Writer {
     /// The last entry of each shard that was handed to the log.
     submitted: Vec<u64>,
     in_flight: VecDeque<(Entries, Flight)>,
+    log_directory: PathBuf,
 }
 
 impl Writer {
@@ -332,6 +333,7 @@ impl Writer {
             model: Model::new(orders.scale),
             submitted: vec![0; SHARDS as usize],
             in_flight: VecDeque::new(),
+            log_directory: orders.log_directory(),
         };
         for shard in &shards {
             writer.apply_again(shard).await;
@@ -430,8 +432,10 @@ impl Writer {
             "evacuated": seen.segments_evacuated,
             "dead_bytes": seen.dead_bytes,
         });
+        // What is alive and what is used must be of one moment.
+        let usage = usage(&self.log_directory);
         let line = json!({
-            "state": state, "acknowledged": acknowledged, "live_bytes": live_bytes, "segments": segments,
+            "state": state, "acknowledged": acknowledged, "live_bytes": live_bytes, "segments": segments, "usage": usage,
         });
         println!("{MARK}{line}");
     }
@@ -566,9 +570,11 @@ struct Seen {
 }
 
 impl Seen {
-    /// Looks at the disk. True if more than the bound is used.
-    fn sample(&mut self, scale: Scale, directory: &Path, live_bytes: u64) -> bool {
-        let usage = usage(directory);
+    /// Judges what the writer told of the disk. True if more than the bound is used.
+    fn sample(&mut self, scale: Scale, told: &Value) -> bool {
+        let usage: Usage =
+            serde_json::from_value(told["usage"].clone()).expect("a writer tells what is used");
+        let live_bytes = told["live_bytes"].as_u64().expect("a number");
         let disk_bytes: u64 = usage.values().map(|(_, bytes)| bytes).sum();
         let share = disk_bytes as f64 / scale.bound(live_bytes) as f64;
         self.samples += 1;
@@ -600,9 +606,13 @@ fn contents_and_disk_use_survive_kills() {
             let told = running.next().expect("a writer goes on until it is killed");
             let since = *since.get_or_insert_with(Stopwatch::start);
             orders.acknowledged = numbers(&told["acknowledged"]);
-            let live_bytes = told["live_bytes"].as_u64().expect("a number");
-            if seen.sample(scale, &orders.log_directory(), live_bytes) {
-                println!("{:.2?} after the start of life {}: {}", since.elapsed(), seen.kills, told["segments"]);
+            if seen.sample(scale, &told) {
+                println!(
+                    "{:.2?} after the start of life {}: {}",
+                    since.elapsed(),
+                    seen.kills,
+                    told["segments"]
+                );
             }
             if since.elapsed() >= life {
                 break;
@@ -615,7 +625,7 @@ fn contents_and_disk_use_survive_kills() {
     let mut running = Running::start(&orders);
     let told = running.next().expect("the contents are those of the model");
     let live_bytes = told["live_bytes"].as_u64().expect("a number");
-    seen.sample(scale, &orders.log_directory(), live_bytes);
+    seen.sample(scale, &told);
     assert!(running.child.wait().is_ok_and(|status| status.success()), "the last check ends well");
     let entries: u64 = orders.acknowledged.iter().sum();
     let (share, worst_usage, worst_live) = &seen.worst;

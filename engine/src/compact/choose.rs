@@ -24,10 +24,10 @@ use crate::types::SegmentId;
 const ALIVE_SHARE_MAX: f64 = 0.9;
 /// The shortest part of its time that compaction works while there is something to gain.
 const URGENCY_MIN: f64 = 0.1;
-/// How long a write is held up at the bound, how much longer for every unit of pressure more, and at most: votes wait in
-/// the same batches.
-const HOLD_UP: Duration = Duration::from_millis(2);
-const HOLD_UP_GROWTH: f64 = 4.0;
+/// How fast others may make the log grow where the log begins to be held up, in bytes a second, how much slower for every
+/// unit of pressure more, and how long one write is held up at most: votes may wait behind it.
+const GROWTH: f64 = (256 << 20) as f64;
+const GROWTH_FALL: f64 = 4.0;
 const HOLD_UP_MAX: Duration = Duration::from_millis(250);
 /// Copies that may be there beside what they replace: so large a part of what is alive, beside one segment.
 const COPIES_SHARE: f64 = 1.0 / 32.0;
@@ -182,11 +182,14 @@ pub(crate) fn pause(took: Duration, bytes: u64, urgency: f64, bytes_per_second: 
     polite.max(least.saturating_sub(took)).min(PAUSE_MAX)
 }
 
-/// How long to hold up each write of others while segments are evacuated, so that dead bytes are not made faster than
-/// they are cleared.
-pub(crate) fn hold_up(pressure: f64) -> Duration {
-    let growth = HOLD_UP_GROWTH.powf((pressure - 1.0).clamp(0.0, 10.0));
-    HOLD_UP.mul_f64((growth - 1.0) / (HOLD_UP_GROWTH - 1.0)).min(HOLD_UP_MAX)
+/// How long to hold up a write of so many bytes of others while segments are evacuated, so that dead bytes are not made
+/// faster than they are cleared.
+pub(crate) fn hold_up(pressure: f64, bytes: usize) -> Duration {
+    if pressure <= 1.0 {
+        return Duration::ZERO;
+    }
+    let rate = GROWTH / GROWTH_FALL.powf((pressure - 1.0).min(10.0));
+    Duration::from_secs_f64(bytes as f64 / rate).min(HOLD_UP_MAX)
 }
 
 #[cfg(test)]
@@ -240,7 +243,9 @@ mod tests {
             prop_assert!(sizes(alive + SEGMENT, alive).urgency() <= 0.0, "a log that is all alive is left alone");
             let bound = sizes(alive * 15 / 10 + 2 * SEGMENT, alive);
             prop_assert!((bound.urgency() - 2.0).abs() < 1e-3);
-            prop_assert!(hold_up(now.urgency()).is_zero() == (now.urgency() <= 1.0));
+            prop_assert!(hold_up(now.urgency(), 4096).is_zero() == (now.urgency() <= 1.0));
+            prop_assert!(hold_up(now.urgency(), 4096) <= hold_up(now.urgency() + 0.1, 4096));
+            prop_assert!(hold_up(now.urgency(), 1 << 30) <= HOLD_UP_MAX);
         }
     }
 

@@ -56,9 +56,9 @@ impl Compaction {
         self.wants_checkpoint
     }
 
-    /// How long to hold up the next write that is not compaction's own.
-    pub(crate) fn hold_up(&self) -> Duration {
-        self.pressure.map_or(Duration::ZERO, choose::hold_up)
+    /// How long to hold up a write of so many bytes that is not compaction's own.
+    pub(crate) fn hold_up(&self, bytes: usize) -> Duration {
+        self.pressure.map_or(Duration::ZERO, |pressure| choose::hold_up(pressure, bytes))
     }
 }
 
