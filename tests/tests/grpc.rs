@@ -1,8 +1,8 @@
 //! Stock gRPC clients, and hostile HTTP, on a real cluster of three nodes with TLS: Python's `grpcio` and Node's
 //! `@grpc/grpc-js` as their registries give them, and raw sockets.
 //!
-//! What comes from PyPI and npm is fetched once and kept in `target/grpc-clients`; where it cannot be had, the part that
-//! needs it says `SKIP` and why.
+//! What comes from PyPI and npm is fetched once and kept in `target/grpc-clients`; where it cannot be had, the part
+//! that needs it says `SKIP` and why.
 
 #![allow(clippy::disallowed_methods, reason = "these tests speak to real processes")]
 

@@ -1,5 +1,5 @@
-//! HTTP in the simulator: a whole cluster in plain text on one thread, a client that writes HTTP/1.1 and HTTP/2 by hand,
-//! and the same run again from the same seed.
+//! HTTP in the simulator: a whole cluster in plain text on one thread, a client that writes HTTP/1.1 and HTTP/2 by
+//! hand, and the same run again from the same seed.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -20,7 +20,8 @@ pub struct HttpOptions {
     pub body_timeout: Duration,
     /// Ends an HTTP/1.1 connection without a request under way for this long.
     pub idle_timeout_http1: Duration,
-    /// The same for HTTP/2 once it has made a request, whatever else it sends. Longer: gRPC clients keep connections for their next call.
+    /// The same for HTTP/2 once it has made a request, whatever else it sends. Longer: gRPC clients keep
+    /// connections for their next call.
     pub idle_timeout_http2: Duration,
     /// Ends a connection whose other side takes no byte of any answer for this long while some wait.
     pub stall_timeout: Duration,
