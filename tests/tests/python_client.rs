@@ -126,7 +126,7 @@ impl Workshop {
         build.extend([python.into(), "--out".into(), wheels.clone()]);
         self.run(&self.path("tools/bin/maturin"), &build, "maturin")?;
         let venv = ["-m", "venv", "--without-pip"].map(PathBuf::from);
-        self.run(python, &[&venv[..], &[fresh.clone()]].concat(), "venv")?;
+        self.run(python, &[&venv[..], std::slice::from_ref(&fresh)].concat(), "venv")?;
         let python = fresh.join("bin/python");
         let install: Vec<PathBuf> = vec![
             "--python".into(),
@@ -407,18 +407,20 @@ fn leader(cluster: &Cluster, client: &Client) -> u16 {
 
 /// Kills the leader of the key again and again; each time the clients must go on before it comes back.
 fn kill_leaders(cluster: &mut Cluster, observer: &Client) {
-    let counted = || observer.get(KEY).map_or(0, |entry| parse(entry.as_ref()).0);
-    let goes_on = |from: u64| {
-        let enough = from + INCREMENTS_PER_KILL;
-        let went = wait_until("the clients count", HEALTH_MAX, || (counted() >= enough).then_some(()));
+    let counted = || observer.get(KEY).ok().map(|entry| parse(entry.as_ref()).0);
+    // From here on, or from where it stood when it could first be read.
+    let goes_on = || {
+        let from = wait_until("the count can be read", HEALTH_MAX, counted);
+        let enough = from.unwrap_or_else(|error| panic!("{error}")) + INCREMENTS_PER_KILL;
+        let went = wait_until("the clients count", HEALTH_MAX, || counted().filter(|count| *count >= enough));
         went.unwrap_or_else(|error| panic!("{error}"));
     };
     for kill in 1..=kills() {
-        goes_on(counted());
+        goes_on();
         let victim = leader(cluster, observer);
         let watch = Stopwatch::start();
         cluster.kill(victim);
-        goes_on(counted());
+        goes_on();
         println!(
             "kill {kill}: node {victim}; {INCREMENTS_PER_KILL} increments later after {:.2?}",
             watch.elapsed()

@@ -10,7 +10,7 @@ async fn main() -> Result<()> {
 }
 
 /// Works for any cluster.
-pub async fn front_page(options: Options) -> Result<()> {
+pub(crate) async fn front_page(options: Options) -> Result<()> {
     let client = Client::connect(options).await?;
 
     let written = client.put("testkey", "testvalue").await?;
