@@ -8,5 +8,6 @@ pub mod corruption;
 pub mod history;
 pub mod linearizability;
 pub mod process;
+pub mod rest;
 pub mod simulation;
 pub mod source;
