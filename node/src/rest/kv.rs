@@ -111,6 +111,12 @@ pub(crate) async fn delete<R: Runtime>(
 
 /// The whole body, or the status that says why not.
 pub(crate) async fn collect(body: &mut Option<IncomingBody>, bytes_max: usize) -> Result<Bytes, Refusal> {
+    let announced = body.as_ref().and_then(IncomingBody::announced_length);
+    if announced.is_some_and(|length| length > bytes_max as u64) {
+        // It stays where it is, for the connection to get rid of it.
+        let message = format!("the body has more than {bytes_max} bytes");
+        return Err(Refusal::with_status(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
     let body =
         body.take().ok_or_else(|| Failure::new(ErrorCode::Internal, "the body has been read before"))?;
     body.collect(bytes_max).await.map_err(|error| match &error {

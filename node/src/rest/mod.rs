@@ -16,6 +16,7 @@ use krita_net::http::{
     header,
 };
 use krita_proto::error::ErrorCode;
+use krita_proto::frame::BODY_BYTES_MAX;
 use krita_runtime::Runtime;
 
 use self::query::{Plus, Query, percent_decode};
@@ -55,8 +56,12 @@ impl Call<'_> {
     }
 }
 
-/// A body of at most this length that nobody has read is read to its end, so that the connection can go on.
-const DRAINED_BYTES_MAX: u64 = 64 * 1024;
+/// A body of at most this length that nobody wants is read to its end all the same, and thrown away piece by piece:
+/// otherwise the connection would close while its sender still writes, and the answer be lost with it.
+const DRAINED_BYTES_MAX: u64 = BODY_BYTES_MAX as u64;
+
+/// The same for those who have shown no good token.
+const DRAINED_OF_STRANGERS_BYTES_MAX: u64 = 64 * 1024;
 
 /// Answers one request that is not gRPC.
 pub(crate) async fn serve<R: Runtime>(
@@ -75,7 +80,11 @@ pub(crate) async fn serve<R: Runtime>(
         *response.body_mut() = OutgoingBody::empty();
     }
     let is_read = match body {
-        Some(body) => drain(body, &head.headers).await,
+        Some(body) => {
+            let is_stranger = response.status() == StatusCode::UNAUTHORIZED;
+            let bytes_max = if is_stranger { DRAINED_OF_STRANGERS_BYTES_MAX } else { DRAINED_BYTES_MAX };
+            drain(body, &head.headers, bytes_max).await
+        }
         None => !matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT),
     };
     if !is_read && head.version < Version::HTTP_2 {
@@ -84,13 +93,14 @@ pub(crate) async fn serve<R: Runtime>(
     response
 }
 
-/// Reads what is left of a small body, unless its sender waits to be told to go on; whether nothing is left.
-async fn drain(mut body: IncomingBody, headers: &HeaderMap) -> bool {
+/// Reads what is left of a body of bearable length, unless its sender waits to be told to go on; whether nothing is
+/// left.
+async fn drain(mut body: IncomingBody, headers: &HeaderMap, bytes_max: u64) -> bool {
     if body.is_end() {
         return true;
     }
-    let is_small = body.announced_length().is_some_and(|length| length <= DRAINED_BYTES_MAX);
-    if !is_small || headers.contains_key(header::EXPECT) {
+    let is_bearable = body.announced_length().is_some_and(|length| length <= bytes_max);
+    if !is_bearable || headers.contains_key(header::EXPECT) {
         return false;
     }
     loop {

@@ -96,11 +96,6 @@ impl Rest {
         Self { token: token.to_owned(), ..self.clone() }
     }
 
-    /// The header that shows the token.
-    pub fn authorization(&self) -> String {
-        format!("Authorization: Bearer {}", self.token)
-    }
-
     /// Opens a connection.
     ///
     /// # Errors
