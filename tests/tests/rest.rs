@@ -250,11 +250,14 @@ fn post_batch(node: &Rest, body: &Value) -> Response {
     node.call("POST", "/v1/batch", &[("Content-Type", "application/json")], body.to_string().as_bytes())
 }
 
+/// Method, target, headers, body, and the status that they get.
+type BadRequest<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8], u16);
+
 /// Whatever is wrong has its own answer; and while many send such things at once, others are served.
 fn bad_input_is_told_and_disturbs_nobody(nodes: &[Rest]) {
     let json_type = [("Content-Type", "application/json")];
     let long_key = format!("/v1/kv/{}", "k".repeat(4097));
-    let cases: &[(&str, &str, &[(&str, &str)], &[u8], u16)] = &[
+    let cases: &[BadRequest<'_>] = &[
         ("GET", "/nowhere", &[], b"", 404),
         ("GET", "/v1/kv", &[], b"", 404),
         ("GET", "/v1/kv/", &[], b"", 400),
