@@ -435,7 +435,11 @@ impl Writer {
         // What is alive and what is used must be of one moment.
         let usage = usage(&self.log_directory);
         let line = json!({
-            "state": state, "acknowledged": acknowledged, "live_bytes": live_bytes, "segments": segments, "usage": usage,
+            "state": state,
+            "acknowledged": acknowledged,
+            "live_bytes": live_bytes,
+            "segments": segments,
+            "usage": usage,
         });
         println!("{MARK}{line}");
     }

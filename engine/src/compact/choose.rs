@@ -1,9 +1,9 @@
 //! Which segment to evacuate next, and how fast. Pure: everything is an argument.
 //!
-//! What is alive in a segment is known from above only: newer layers of an index hide slots of older ones, which count
-//! until runs are merged. How much that is in all is estimated from what merges found ([`Hidden`]); the young runs are at
-//! most a quarter of the base at rest, so what is left of the error is small where memtables are. A log that may grow to
-//! `factor` = 1.5 times of what is held for alive stays below twice what is truly so.
+//! What is alive in a segment is known from above only: newer layers of an index hide slots of older ones, which
+//! count until runs are merged. How much that is in all is estimated from what merges found ([`Hidden`]); the young runs
+//! are at most a quarter of the base at rest, so what is left of the error is small where memtables are. A log that may
+//! grow to `factor` = 1.5 times of what is held for alive stays below twice what is truly so.
 //!
 //! ```text
 //!   used   ──────────┬───────────────┬───────────────┬──────────▶
@@ -24,8 +24,8 @@ use crate::types::SegmentId;
 const ALIVE_SHARE_MAX: f64 = 0.9;
 /// The shortest part of its time that compaction works while there is something to gain.
 const URGENCY_MIN: f64 = 0.1;
-/// How fast others may make the log grow where the log begins to be held up, in bytes a second, how much slower for every
-/// unit of pressure more, and how long one write is held up at most: votes may wait behind it.
+/// How fast others may make the log grow where they begin to be held up, in bytes a second, how much slower for every
+/// unit of pressure more, and how long one write is held up at most.
 const GROWTH: f64 = (256 << 20) as f64;
 const GROWTH_FALL: f64 = 4.0;
 const HOLD_UP_MAX: Duration = Duration::from_millis(250);
@@ -122,8 +122,8 @@ impl Overhead {
 /// layer may be new, or may hide a slot, and only a merge tells.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub(crate) struct Hidden {
-    /// None before the first such merge: then every key is taken to hide as much as a key of the oldest layer has, which
-    /// at worst makes compaction look for what is not there.
+    /// None before the first such merge: then every key is taken to hide as much as a key of the oldest layer has,
+    /// which at worst makes compaction look for what is not there.
     bytes_per_item: Option<f64>,
 }
 

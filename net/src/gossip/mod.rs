@@ -28,8 +28,9 @@
 //! - *Full exchange*, page by page, with the first node that answers, after a contact with one thought dead or
 //!   unknown, and now and then with anybody. Dead nodes, and seeds that nobody answers at, are tried again each second:
 //!   a healed partition finds itself.
-//! - *The gone* are remembered for [`Options::remember_gone`], measured from their death wherever the news of it travel,
-//!   so that they neither come back by old news nor are remembered for ever. Left (said by itself) outranks dead.
+//! - *The gone* are remembered for [`Options::remember_gone`], measured from their death wherever the news of it
+//!   travel, so that they neither come back by old news nor are remembered for ever. Left (said by itself) outranks
+//!   dead.
 //! - A node is its uuid. A wiped node with an old name and address is another one; its old self does not answer there
 //!   ([`Body::NotHere`]), and dies.
 //!
