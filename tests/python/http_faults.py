@@ -3,10 +3,10 @@
 Usage: http_faults.py CA_FILE TOKEN HOST PORT
 """
 
+import select
 import socket
 import ssl
 import sys
-import threading
 import time
 
 CA, TOKEN, HOST, PORT = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -37,19 +37,40 @@ def read_all(stream):
 
 
 def flood(words):
-    """Says it all, or as much as is listened to; how much that was, and whether the other side ended it."""
-    stream, sent = connect("h2"), 0
-    drain = threading.Thread(target=read_all, args=(stream,), daemon=True)
-    drain.start()
-    try:
-        stream.sendall(PREFACE)
-        for start in range(0, len(words), 65536):
-            stream.sendall(words[start : start + 65536])
-            sent += 65536
-    except (ConnectionError, ssl.SSLError, TimeoutError):
-        pass
-    drain.join(20)
-    ended = not drain.is_alive()
+    """Says it all, or as much as is listened to; how much that was, and whether the other side ended it.
+
+    One thread both says and listens: OpenSSL's connections are not made for two."""
+    stream, sent, ended = connect("h2"), 0, False
+    stream.setblocking(False)
+    left = memoryview(PREFACE + words)
+    give_up_at = time.monotonic() + 20
+    while not ended and time.monotonic() < give_up_at:
+        wants = [stream] if left else []
+        try:
+            while True:
+                ended = not stream.recv(65536)
+                if ended:
+                    break
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLWantWriteError:
+            wants = [stream]
+        except (ConnectionError, ssl.SSLError):
+            ended = True
+        if ended:
+            break
+        try:
+            if left:
+                said = stream.send(left[:65536])
+                left, sent = left[said:], sent + said
+                continue
+        except ssl.SSLWantReadError:
+            wants = []
+        except ssl.SSLWantWriteError:
+            pass
+        except (ConnectionError, ssl.SSLError):
+            ended = True
+        select.select([stream], wants, [], 0.1)
     stream.close()
     return ended, sent
 
