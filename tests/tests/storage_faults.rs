@@ -341,6 +341,8 @@ fn assert_healed(cluster: &Cluster, scene: &Scene) {
 
 #[test]
 fn full_disks_refuse_values_and_take_them_again_once_there_is_room() {
+    /// The values that make the data grow.
+    const GROWTH_BYTES: usize = 256 << 10;
     if !can_mount("full_disks") {
         return;
     }
@@ -357,9 +359,15 @@ fn full_disks_refuse_values_and_take_them_again_once_there_is_room() {
             client.put(format!("spare-{number}"), "x").unwrap_or_else(|error| panic!("{error}"));
         }
         let ballast = disk.fill(RESERVE_BYTES / 2);
+        // What is overwritten takes the place of what is dead; only more data needs more room.
+        let mut grown = 0;
         let refused = wait_until("values are refused", PATIENCE, || {
-            let refused = client.put_with("probe", "x", quick()).err()?;
-            (refused.code() == ErrorCode::ResourceExhausted).then_some(refused)
+            (0..16).find_map(|_| {
+                grown += 1;
+                let value = vec![7; GROWTH_BYTES];
+                let refused = client.put_with(format!("grown-{grown}"), value, quick()).err()?;
+                (refused.code() == ErrorCode::ResourceExhausted).then_some(refused)
+            })
         });
         println!("{}", refused.unwrap_or_else(|error| panic!("{error}: {}", scene.text())));
         // Reads and deletes go on, of all shards.

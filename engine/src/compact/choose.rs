@@ -82,7 +82,7 @@ impl Sizes {
 
     /// Whether all files together are so many that replay must let go of segments, too.
     pub(crate) fn is_over(&self) -> bool {
-        (self.used + self.leaving + self.spare) as f64 > self.allowed() + 2.0 * self.segment as f64
+        (self.used + self.leaving + self.spare) as f64 > self.allowed() + self.segment as f64
     }
 }
 
