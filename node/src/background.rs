@@ -175,7 +175,8 @@ impl<R: Runtime> Core<R> {
                 }
                 if is_caught_up(replica, to)
                     && self.peers.is_connected(preferred.node_number)
-                    && !self.peers.room_of(preferred.node_number, replica.shard).is_full()
+                    // A disk that is nearly full is full again soon: leaderships would go to and fro.
+                    && self.peers.room_of(preferred.node_number, replica.shard).is_ample()
                     && replica.raft.transfer_leadership(raft_time(now), to).is_ok()
                 {
                     moves += 1;

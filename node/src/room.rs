@@ -45,6 +45,10 @@ impl Room {
         self.headroom == Headroom::Full
     }
 
+    pub(crate) fn is_ample(self) -> bool {
+        self.headroom == Headroom::Ample
+    }
+
     /// What is left for a log that has so many segments ready: beyond them and the reserve.
     fn measured(free_bytes: u64, reserve_bytes: u64, segment_bytes: u64, segments_ready: u64) -> Self {
         let segments = free_bytes.saturating_sub(reserve_bytes) / segment_bytes.max(1) + segments_ready;
@@ -151,8 +155,7 @@ impl<R: Runtime> Core<R> {
             if room.is_full() {
                 self.give_leaderships_away(self.runtime.now());
             }
-            let is_ample = room.headroom == Headroom::Ample;
-            self.runtime.sleep(if is_ample { WATCH_INTERVAL_AMPLE } else { WATCH_INTERVAL }).await;
+            self.runtime.sleep(if room.is_ample() { WATCH_INTERVAL_AMPLE } else { WATCH_INTERVAL }).await;
         }
     }
 
