@@ -33,6 +33,9 @@ const TESTS_MAX: Duration = Duration::from_secs(240);
 /// How long a node may take to become healthy on a busy machine.
 const HEALTH_MAX: Duration = Duration::from_secs(60);
 
+/// How long the example may take: an attempt that hangs must not be the only one.
+const EXAMPLE_MAX: Duration = Duration::from_secs(15);
+
 /// Clients that count, in each language.
 const COUNTERS: usize = 32;
 
@@ -235,6 +238,13 @@ impl Node {
             .spawn();
         Self { process: process.expect("kritad starts"), directory }
     }
+
+    /// What the node and the example said last, and whether the node still runs.
+    fn explain(&mut self) -> String {
+        let read = |name: &str| fs::read_to_string(self.directory.path().join(name)).unwrap_or_default();
+        let (example, node) = (read("example.log"), read("kritad.log"));
+        format!("{example}\nthe node's process: {:?}\n{node}", self.process.try_wait())
+    }
 }
 
 /// The first Python example of a document.
@@ -254,7 +264,7 @@ fn the_example_of_the_front_page_runs_where_init_was_run() {
     let is_free = std::net::TcpListener::bind(("127.0.0.1", 8080)).is_ok();
     let port = if is_free { 8080 } else { free_ports(1) };
     let example = documents[0].replace("port=8080", &format!("port={port}"));
-    let node = Node::start(port);
+    let mut node = Node::start(port);
     let log = node.directory.path().join("example.log");
     let said = wait_until("the node serves", HEALTH_MAX, || {
         let mut command = Command::new(&python);
@@ -262,10 +272,9 @@ fn the_example_of_the_front_page_runs_where_init_was_run() {
             command.env_remove(name);
         }
         command.args(["-c", &example]).current_dir(node.directory.path());
-        run(&mut command, &log, HEALTH_MAX).ok()
+        run(&mut command, &log, EXAMPLE_MAX).ok()
     });
-    let said =
-        said.unwrap_or_else(|error| panic!("{error}: {}", fs::read_to_string(&log).unwrap_or_default()));
+    let said = said.unwrap_or_else(|error| panic!("{error}: {}", node.explain()));
     assert_eq!(said, "testvalue\n");
     println!("the example printed its value from port {port}");
 }
