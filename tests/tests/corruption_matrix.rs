@@ -75,6 +75,15 @@ fn damage_on_one_node_is_healed_or_refused_and_never_served() {
 }
 
 #[test]
+fn a_state_that_differs_is_found_and_replaced() {
+    for seed in SEED..SEED + 4 {
+        let took = corruption::diverge(seed, environment("KRITA_SHOW").is_some());
+        let (found, equal) = took.unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+        println!("seed {seed}: found after {found:.1?}, equal after {equal:.1?}");
+    }
+}
+
+#[test]
 fn a_replica_that_has_forgotten_stays_suspect_when_it_moves_to_another_log() {
     corruption::forget_and_move(SEED, environment("KRITA_SHOW").is_some())
         .unwrap_or_else(|wrong| panic!("{wrong}"));

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use krita_proto::v1;
 use krita_runtime::Clock;
 use krita_runtime::sim::{HostId, Simulation};
 use kritaclient::RetryPolicy;
@@ -25,7 +26,7 @@ use crate::simulation::workload::{Counts, Part, Scene, Wish, Worker};
 const SHARDS: u32 = 4;
 
 /// The shard that is hit.
-const TARGET: u32 = 1;
+pub(super) const TARGET: u32 = 1;
 
 /// Keys of each shard that are written once, in one batch: enough for several blocks of a run.
 const SMALL_KEYS: usize = 100;
@@ -51,9 +52,9 @@ pub(crate) const NOT_SERVED: &str = "not everything is served";
 
 /// A running cluster and what is known of it.
 pub(crate) struct World {
-    simulation: Simulation,
-    cluster: Rc<Cluster>,
-    scene: Rc<Scene>,
+    pub(super) simulation: Simulation,
+    pub(super) cluster: Rc<Cluster>,
+    pub(super) scene: Rc<Scene>,
     observed: Rc<RefCell<Observed>>,
     client: HostId,
     options: Rc<ClientOptions>,
@@ -88,7 +89,7 @@ fn plan() -> Plan {
     }
 }
 
-fn cold_key(shard: u32) -> Bytes {
+pub(super) fn cold_key(shard: u32) -> Bytes {
     key_on("cold", shard, SHARDS, 0)
 }
 
@@ -176,7 +177,7 @@ impl World {
     }
 
     /// Lets time pass. Only `victim` may end by itself.
-    fn settle(&mut self, duration: Duration, victim: Option<usize>) {
+    pub(super) fn settle(&mut self, duration: Duration, victim: Option<usize>) {
         self.simulation.run_for(duration);
         for (position, failure) in self.cluster.take_failures() {
             if Some(position) != victim {
@@ -236,7 +237,7 @@ impl World {
         self.settle(Duration::from_secs(2), None);
     }
 
-    fn leader_of_target(&self) -> Option<usize> {
+    pub(super) fn leader_of_target(&self) -> Option<usize> {
         self.observed.borrow().leading.get(&TARGET).copied()
     }
 
@@ -337,7 +338,7 @@ impl World {
     }
 
     /// Waits until the damaged node is whole or has given up for good, starting it again when it ends.
-    fn wait_for_outcome(&mut self, victim: usize) -> Outcome {
+    pub(super) fn wait_for_outcome(&mut self, victim: usize) -> Outcome {
         let mut restarts = 0;
         let (mut missing, mut has_served) = (String::new(), false);
         let until = self.simulation.now() + HEALS_WITHIN;
@@ -449,14 +450,18 @@ impl World {
 
     /// How many replicas of a node say that they are suspect.
     fn suspects(&mut self, position: usize) -> usize {
+        let problems = self.status_of(position).map(|status| status.problems).unwrap_or_default();
+        problems.iter().filter(|problem| problem.contains("is suspect")).count()
+    }
+
+    /// What a node says of itself, if it answers.
+    pub(super) fn status_of(&mut self, position: usize) -> Option<v1::NodeStatusReply> {
         let statuses = Rc::new(RefCell::new(Statuses::new()));
         let (found, address) = (statuses.clone(), vec![self.cluster.addresses()[position].clone()]);
         self.script(Duration::from_secs(2), Some(position), |worker| async move {
             checks::ask_everybody(&worker.lane.runtime, &address, &found).await;
         });
-        let statuses = statuses.take();
-        let problems = statuses.values().flat_map(|status| &status.problems);
-        problems.filter(|problem| problem.contains("is suspect")).count()
+        statuses.take().remove(&0)
     }
 
     /// Everything that must not have happened.

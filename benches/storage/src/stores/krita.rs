@@ -21,7 +21,7 @@ use crate::work::{KEY_BYTES, Put};
 /// Shards in the log: as many as a core has of 64 on a machine of four.
 const SHARDS: u32 = 16;
 
-/// How often the log is asked whether a checkpoint is due, as a node does.
+/// How often the log is asked whether a checkpoint is due while none is, as a node does.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The term of all entries: nobody else leads.
@@ -179,9 +179,11 @@ impl KritaStore {
         let failed = self.failed.clone();
         let task = async move {
             while !is_ending.get() {
-                runtime.sleep(CHECKPOINT_INTERVAL).await;
-                let Some(shard) = store.checkpoint_due() else { continue };
-                let Some(applied) = store.applied(shard) else { continue };
+                let due = store.checkpoint_due();
+                let Some((shard, applied)) = due.and_then(|shard| Some((shard, store.applied(shard)?))) else {
+                    runtime.sleep(CHECKPOINT_INTERVAL).await;
+                    continue;
+                };
                 let meta = CheckpointMeta { applied, term: TERM, ..CheckpointMeta::default() };
                 if let Err(error) = store.checkpoint(shard, meta).await {
                     failed.replace(Some(error.to_string()));
