@@ -109,6 +109,8 @@ pub(crate) struct Core<R: Runtime> {
     /// Snapshots on their way in, by sender's id.
     pub(crate) incoming: RefCell<BTreeMap<u64, Incoming<R>>>,
     pub(crate) connections: Cell<u32>,
+    /// Orders to shards that are being carried out here.
+    pub(crate) orders_waiting: Cell<u32>,
     /// What serves connections that speak HTTP; set when the core starts.
     pub(crate) http: OnceCell<Rc<HttpServer<R, Doors<R>>>>,
     /// Scans over all shards that run here; see `scanning`.
@@ -165,6 +167,7 @@ impl<R: Runtime> Core<R> {
             tickets: RefCell::default(),
             incoming: RefCell::default(),
             connections: Cell::new(0),
+            orders_waiting: Cell::new(0),
             http: OnceCell::new(),
             scans: Cell::new(0),
             forming_status: RefCell::new(("starting".to_owned(), Vec::new())),

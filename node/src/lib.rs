@@ -42,6 +42,7 @@ mod mesh;
 pub mod meta;
 mod node;
 mod open;
+mod orders;
 mod ownership;
 mod peers;
 pub mod placement;

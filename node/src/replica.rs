@@ -47,7 +47,7 @@ pub(crate) struct Replica<R: Runtime> {
     /// Which node each replica of the group lives on.
     pub(crate) nodes: BTreeMap<krita_raft::ReplicaId, u32>,
     /// This node and core, as answers name them.
-    served_by: v1::ServedBy,
+    pub(crate) served_by: v1::ServedBy,
     pub(crate) leader: Option<krita_raft::ReplicaId>,
     pub(crate) applied: Index,
     pub(crate) applied_term: Term,

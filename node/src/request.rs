@@ -13,6 +13,8 @@ use krita_proto::v1;
 use prost::Message as _;
 
 use crate::failure::Failure;
+use crate::meta::META_SHARD;
+use crate::orders::Order;
 
 /// Room in an entry for the command's own header, beyond keys and values.
 const OPERATION_OVERHEAD_BYTES: usize = 64;
@@ -39,6 +41,8 @@ pub(crate) enum ShardOperation {
     Scan(Scan),
     /// Compare the replicas.
     Verify,
+    /// Change the group, or tell who is in it.
+    Order(Order),
 }
 
 /// Changes to keys of one shard, all or none.
@@ -101,6 +105,7 @@ impl ShardRequest {
             FrameKind::Batch => decode_batch(body, shard_count),
             FrameKind::Scan => decode_scan(body, shard_count),
             FrameKind::Verify => decode_verify(body, shard_count),
+            FrameKind::ShardOrder => decode_order(body, shard_count),
             _ => return None,
         };
         Some(decoded.map(|(shard, operation, timeout_ms)| Self {
@@ -121,6 +126,8 @@ impl ShardRequest {
         match &self.operation {
             ShardOperation::Write(write) => write.changes_data(),
             ShardOperation::Get { .. } | ShardOperation::Scan(_) | ShardOperation::Verify => false,
+            // Whoever repeats one does no harm.
+            ShardOperation::Order(_) => false,
         }
     }
 }
@@ -230,6 +237,15 @@ fn decode_verify(body: &Bytes, shard_count: u32) -> Decoded {
     let verify = v1::Verify::decode(body.clone()).map_err(malformed)?;
     check_shard(verify.shard, shard_count)?;
     Ok((verify.shard, ShardOperation::Verify, verify.timeout_ms))
+}
+
+fn decode_order(body: &Bytes, shard_count: u32) -> Decoded {
+    let order = v1::ShardOrder::decode(body.clone()).map_err(malformed)?;
+    // The meta group's members change like any other's.
+    if order.shard != META_SHARD.0 {
+        check_shard(order.shard, shard_count)?;
+    }
+    Ok((order.shard, ShardOperation::Order(Order::from_wire(&order)?), order.timeout_ms))
 }
 
 fn single(operation: KeyOperation, request_id: Option<v1::RequestId>) -> ShardOperation {

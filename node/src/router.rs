@@ -85,6 +85,11 @@ impl<R: Runtime> Core<R> {
                 self.runtime.spawn(TaskClass::Foreground, "verify", verify);
                 return;
             }
+            ShardOperation::Order(order) => {
+                let carry_out = self.clone().carry_out(replica.shard, order, deadline, responder);
+                self.runtime.spawn(TaskClass::Foreground, "order", carry_out);
+                return;
+            }
             ShardOperation::Write(write) => self.submit_write(replica, write, deadline, responder),
         }
         self.touch(replica);

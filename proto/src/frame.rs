@@ -169,6 +169,10 @@ kinds! {
     Scrub = 26, Request;
     /// Answers a scrub.
     ScrubReply = 27, Reply;
+    /// Changes a shard's group, or asks who is in it.
+    ShardOrder = 28, Request;
+    /// Answers a shard order.
+    ShardView = 29, Reply;
     /// Raft messages of many groups, from one core to one core.
     RaftBurst = 64, OneWay;
     /// Starts a snapshot of one shard.
@@ -193,6 +197,10 @@ kinds! {
     CompareHashes = 76, Request;
     /// Answers a compare hashes.
     CompareHashesReply = 77, Reply;
+    /// Asks whether replicas still belong to their groups.
+    AskMembership = 78, Request;
+    /// Answers an ask membership.
+    AskMembershipReply = 79, Reply;
 }
 
 impl std::fmt::Display for FrameKind {
@@ -248,6 +256,8 @@ requests! {
     Form => FormReply,
     FetchValue => FetchValueReply,
     CompareHashes => CompareHashesReply,
+    ShardOrder => ShardView,
+    AskMembership => AskMembershipReply,
 }
 
 /// The flags byte.
