@@ -13,7 +13,9 @@ use krita_runtime::Runtime;
 
 use crate::command::WriteCommand;
 use crate::machine::{self, KeyVersions, needs_version};
-use crate::replica::Replica;
+use crate::meta::replicated::command_of;
+use crate::replica::{Answer, Replica};
+use crate::shard_machine::ShardMachine;
 use crate::wire::Payload;
 
 /// Entries applied before other work of the core gets its turn.
@@ -140,20 +142,31 @@ impl<R: Runtime> Replica<R> {
     fn apply_entry(&mut self, entry: &Entry<Payload>) -> Result<bool, String> {
         let shard = self.engine_shard();
         let index = krita_engine::Index(entry.index.0);
-        let outcome = match entry.kind {
-            EntryKind::Command => {
-                let command = WriteCommand::decode(&entry.payload.0).map_err(|error| {
-                    format!("entry {} of shard {} is not understood: {error}", entry.index, self.shard)
-                })?;
+        let (number, payload) = (self.shard, &entry.payload.0);
+        let unknown = |error: &dyn std::fmt::Display| {
+            format!("entry {} of shard {number} is not understood: {error}", entry.index)
+        };
+        let outcome = match (entry.kind, &mut self.machine) {
+            (EntryKind::Command, ShardMachine::Keys(machine)) => {
+                let command = WriteCommand::decode(payload).map_err(|error| unknown(&error))?;
                 let fetched = self.fetched_versions.as_ref().filter(|fetched| fetched.index == entry.index);
                 let Some(versions) = known_versions(&self.store, shard, &command, fetched) else {
                     return Ok(false);
                 };
-                let applied = self.machine.apply(entry.index.0, &command, &versions);
+                let applied = machine.apply(entry.index.0, &command, &versions);
                 self.store.apply(shard, index, applied.changes.into_iter().map(engine_change).collect());
-                Some(applied.outcome)
+                Some(Answer::Write(applied.outcome))
             }
-            EntryKind::TermStart | EntryKind::Configuration => {
+            (EntryKind::Command, ShardMachine::Meta(machine)) => {
+                let command = command_of(payload).map_err(|error| unknown(&error))?;
+                let outcome = machine.apply(entry.index.0, &command);
+                self.store.apply(shard, index, Vec::new());
+                Some(Answer::Meta(outcome))
+            }
+            (EntryKind::TermStart | EntryKind::Configuration, machine) => {
+                if let ShardMachine::Meta(machine) = machine {
+                    machine.pass(entry.index.0);
+                }
                 self.store.apply(shard, index, Vec::new());
                 None
             }

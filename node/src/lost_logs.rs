@@ -141,16 +141,10 @@ fn is_unreadable(error: &io::Error) -> bool {
 
 /// What only this node holds cannot be filled anew: the files must stay where they are, and somebody must decide.
 pub(crate) fn refuse_if_alone(cluster: &Cluster, log: u16, reason: &str) -> Result<(), NodeFailure> {
-    let of_this_log = cluster
-        .placements
-        .iter()
-        .filter(|placement| cluster.shard_logs.get(placement.shard as usize - 1) == Some(&Some(log)));
-    let alone: Vec<String> = of_this_log
-        .filter(|placement| placement.replicas.len() == 1)
-        .map(|placement| {
-            let range = key_range(placement.shard, cluster.shard_count());
-            format!("shard {} ({range})", placement.shard)
-        })
+    let alone: Vec<String> = cluster
+        .shards_of(log)
+        .filter(|shard| cluster.began_alone(*shard))
+        .map(|shard| format!("shard {shard} ({})", key_range(shard, cluster.shard_count())))
         .collect();
     match alone.is_empty() {
         true => Ok(()),

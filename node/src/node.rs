@@ -13,12 +13,13 @@ use krita_net::PeerLink;
 use krita_proto::v1;
 use krita_runtime::{CoreId, Mesh, Runtime, TaskClass};
 
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, META_LOG};
 use crate::core::{Core, NodeFailure, NodeInput};
 use crate::failure::Failure;
 use crate::forming::{Forming, FormingOptions, Request, RequestBody};
 use crate::identity::{self, ClusterId, ClusterRecord, Identity};
 use crate::mesh::{CoreMessage, Serve};
+use crate::meta::MetaState;
 use crate::ownership;
 use crate::responder::Responder;
 
@@ -239,12 +240,15 @@ impl<R: Runtime> Core<R> {
             .collect();
         let cores = self.mesh.cores();
         let ownership = ownership::prepare(&self.runtime, &self.input.config, &has_replica, cores).await?;
+        let genesis = Arc::new(MetaState::formed(&record, &placements));
+        let meta = cluster::meta_placement(&genesis);
         Ok(Cluster {
             record,
             identity: self.identity.clone(),
             node_number,
-            placements,
-            shard_logs: ownership.shard_logs,
+            genesis,
+            placements: std::iter::once(meta).chain(placements).collect(),
+            shard_logs: std::iter::once(Some(META_LOG)).chain(ownership.shard_logs).collect(),
             logs_total: ownership.logs_total,
             cores,
             boot_id: self.input.boot_id,

@@ -14,17 +14,17 @@ use krita_raft::{
 };
 use krita_runtime::{Runtime, TaskClass};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, META_LOG};
 use crate::command;
 use crate::config::Config;
 use crate::core::{Core, NodeFailure, Serving};
 use crate::emit::{LogWriter, OpenedLog};
 use crate::lost_logs;
-use crate::machine::Machine;
 use crate::mending::Source;
-use crate::ownership;
-use crate::placement::ShardPlacement;
+use crate::meta::META_SHARD;
+use crate::ownership::{self, meta_marker};
 use crate::replica::{Replica, ReplicaParts, raft_time};
+use crate::shard_machine::ShardMachine;
 use crate::suspicion::Doubt;
 use crate::wire;
 
@@ -109,7 +109,7 @@ impl<R: Runtime> Core<R> {
         let found = store.found_mark();
         let mut mine = BTreeMap::new();
         for shard in recovered {
-            if cluster.shard_logs.get(shard.shard.0 as usize - 1) == Some(&Some(log)) {
+            if cluster.log_of(shard.shard.0) == Some(log) {
                 mine.insert(shard.shard.0, Opened { shard, is_new: false });
             } else {
                 // Left over from a handoff to another log: that one owns it now.
@@ -117,14 +117,13 @@ impl<R: Runtime> Core<R> {
                 store.remove_shard(shard.shard).await.map_err(|error| failure(log, &error))?;
             }
         }
-        let missing: Vec<u32> = (1..=cluster.shard_count())
-            .filter(|shard| cluster.shard_logs[*shard as usize - 1] == Some(log) && !mine.contains_key(shard))
-            .collect();
+        let missing: Vec<u32> = cluster.shards_of(log).filter(|shard| !mine.contains_key(shard)).collect();
         let marker = ownership::marker(config, log);
         let is_marked = ownership::exists(&self.runtime, &marker).await;
-        let lacks_shards = !missing.is_empty();
+        let gains_meta = log == META_LOG && !ownership::exists(&self.runtime, &meta_marker(config)).await;
+        let lacks_shards = missing.iter().any(|shard| *shard != META_SHARD.0 || !gains_meta);
         if !missing.is_empty() {
-            if is_marked {
+            if is_marked && lacks_shards {
                 let reason = lost_logs::missing_reason(log, &missing);
                 lost_logs::refuse_if_alone(cluster, log, &reason)?;
                 tracing::error!(log, ?missing, "{reason}; their leaders fill them anew");
@@ -135,6 +134,9 @@ impl<R: Runtime> Core<R> {
         if !is_marked {
             // Also if the shards were here: a start may have ended between creating them and this.
             ownership::mark_created(&self.runtime, &marker).await?;
+        }
+        if gains_meta {
+            ownership::mark_created(&self.runtime, &meta_marker(config)).await?;
         }
         let shards = mine.values_mut().map(|opened| &mut opened.shard);
         lost_logs::act_on_note(&self.runtime, config, log, &store, shards).await?;
@@ -171,18 +173,19 @@ impl<R: Runtime> Core<R> {
         let shard = recovered.shard.0;
         let bad = |what: &str| NodeFailure(format!("the checkpoint of shard {shard} holds no valid {what}"));
         let placement = cluster.placement(shard).ok_or_else(|| bad("shard number"))?;
+        let first = || cluster.first_configuration(shard).ok_or_else(|| bad("shard number"));
         let doubt = recovered.suspect.as_deref();
         let doubt = doubt.map(|reason| Doubt::restored(reason, recovered.state_damaged));
         // Where a snapshot is to replace the state, it need not make sense.
         let is_quarantined = doubt.as_ref().is_some_and(|doubt| doubt.is_quarantined);
         let membership = match Membership::decode(&recovered.checkpoint.configuration) {
             Some(membership) => membership,
-            None if is_quarantined => Membership::first(first_configuration(placement)),
+            None if is_quarantined => Membership::first(first()?),
             None => return Err(bad("membership")),
         };
-        let machine = match Machine::decode(&recovered.checkpoint.machine) {
+        let machine = match ShardMachine::decode(shard, &recovered.checkpoint.machine) {
             Ok(machine) => machine,
-            Err(_) if is_quarantined => Machine::new(),
+            Err(_) if is_quarantined => ShardMachine::first(cluster, shard),
             Err(_) => return Err(bad("state machine")),
         };
         let config =
@@ -260,6 +263,10 @@ impl<R: Runtime> Core<R> {
         self.runtime.spawn(TaskClass::Background, "memory", core.keep_memory());
         let core = self.clone();
         self.runtime.spawn(TaskClass::Background, "compare", core.compare_replicas());
+        if self.is_first() {
+            let core = self.clone();
+            self.runtime.spawn(TaskClass::Foreground, "lead", core.lead_meta_group());
+        }
         let guard = self.serving.borrow();
         let logs = guard.as_ref().map(|serving| serving.logs.iter()).into_iter().flatten();
         for (position, log) in logs.enumerate() {
@@ -315,23 +322,18 @@ fn failure(log: u16, error: &krita_engine::LogError) -> NodeFailure {
 fn new_shard(cluster: &Cluster, shard: u32) -> Option<NewShard> {
     let placement = cluster.placement(shard)?;
     let own = placement.replicas.iter().find(|replica| replica.node_number == cluster.node_number)?;
-    let configuration = first_configuration(placement);
+    let configuration = cluster.first_configuration(shard)?;
     Some(NewShard {
         shard: ShardId(shard),
         replica: krita_engine::ReplicaId(own.replica_id),
         meta: CheckpointMeta {
             configuration: Membership::first(configuration).encode().into(),
-            machine: Machine::new().encode(),
+            machine: ShardMachine::first(cluster, shard).encode(),
             generation: 1,
             ..CheckpointMeta::default()
         },
         hard_state: krita_engine::HardState::default(),
     })
-}
-
-/// The members of a shard's group when it was made.
-fn first_configuration(placement: &ShardPlacement) -> Configuration {
-    Configuration::new(placement.replicas.iter().map(|replica| ReplicaId(replica.replica_id)), [])
 }
 
 fn recovered_fresh(shard: &NewShard) -> RecoveredShard {

@@ -8,6 +8,8 @@
 //! 2. the ownership file is replaced, atomically: this is the moment of the handoff;
 //! 3. the old log drops the shard.
 //!
+//! Shard 0, the meta group, is not in the file: every node has it in log 0, and it never moves.
+//!
 //! A crash before 2 leaves a copy that nobody owns, after it an original that nobody owns; either is dropped at the
 //! next start, because a shard lives only where the ownership file says. So nothing stale revives.
 //!
@@ -234,6 +236,11 @@ async fn save<R: Runtime>(runtime: &R, path: &Path, ownership: &Ownership) -> Re
 /// The file that says that the shards of a log have been created: a log without them has lost them since.
 pub(crate) fn marker(config: &Config, log: u16) -> PathBuf {
     config.data_directory.join(format!("log-{log:03}.created"))
+}
+
+/// The file that says that shard 0 has been created in its log: a directory of a version that knew no shard 0 lacks it.
+pub(crate) fn meta_marker(config: &Config) -> PathBuf {
+    config.data_directory.join("meta.created")
 }
 
 /// Copies the shards, then publishes the new ownership. The old logs drop theirs when they are opened next. While a log

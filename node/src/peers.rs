@@ -22,6 +22,7 @@ use crate::cluster::Cluster;
 use crate::core::NodeInput;
 use crate::identity::{Member, NodeUuid};
 use crate::log_memory::LogMemory;
+use crate::meta::META_SHARD;
 use crate::room::Room;
 
 /// Messages that wait for one peer core within one round; beyond it they are dropped, as a network may.
@@ -265,6 +266,13 @@ impl<R: Runtime> Peers<R> {
         state.links.iter().any(|(peer, link)| peer.node_number == node_number && link.is_connected())
     }
 
+    /// When any core of the node was last heard.
+    pub(crate) fn heard_at(&self, node_number: u32) -> Option<Instant> {
+        let state = self.state.borrow();
+        let cores = state.heard.iter().filter(|(peer, _)| peer.node_number == node_number);
+        cores.map(|(_, heard)| heard.at).max()
+    }
+
     /// Whether every other member can be reached.
     pub(crate) fn all_connected(&self) -> bool {
         let cluster = self.state.borrow().cluster.clone();
@@ -362,6 +370,10 @@ impl<R: Runtime> Peers<R> {
 
 impl<R: Runtime> State<R> {
     fn core_of_shard(&self, node_number: u32, shard: u32) -> Option<u16> {
+        if shard == META_SHARD.0 {
+            // It lives in the first log of every node.
+            return Some(0);
+        }
         let directory = self.directory.get(&node_number)?;
         let core = u16::try_from(*directory.shard_cores.get((shard as usize).checked_sub(1)?)?).ok()?;
         (core < directory.cores).then_some(core)

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
+use futures_channel::oneshot;
 use krita_engine::{ShardId, Store};
 use krita_proto::error::ErrorCode;
 use krita_proto::v1;
@@ -18,11 +19,14 @@ use crate::applying::FetchedVersions;
 use crate::command::{self, WriteCommand};
 use crate::divergence::Hashes;
 use crate::failure::Failure;
-use crate::machine::{self, Machine, Outcome};
+use crate::machine::{self, Outcome};
 use crate::mending::Source;
+use crate::meta;
+use crate::meta::replicated::entry_of;
 use crate::reads::{self, PendingRead};
 use crate::request::{Action, Condition, KeyOperation, Scan, Write};
 use crate::responder::Responder;
+use crate::shard_machine::ShardMachine;
 use crate::suspicion::Doubt;
 use crate::wire::Payload;
 
@@ -38,7 +42,7 @@ pub(crate) struct Replica<R: Runtime> {
     /// Position among the logs of this core.
     pub(crate) log: usize,
     pub(crate) raft: Raft<Payload>,
-    pub(crate) machine: Machine,
+    pub(crate) machine: ShardMachine,
     pub(crate) store: Store<R>,
     /// Where values are read.
     pub(crate) source: Rc<Source<R>>,
@@ -99,7 +103,7 @@ pub(crate) struct ReplicaParts<R: Runtime> {
     pub(crate) shard: u32,
     pub(crate) log: usize,
     pub(crate) raft: Raft<Payload>,
-    pub(crate) machine: Machine,
+    pub(crate) machine: ShardMachine,
     pub(crate) source: Source<R>,
     pub(crate) nodes: BTreeMap<krita_raft::ReplicaId, u32>,
     pub(crate) served_by: v1::ServedBy,
@@ -110,13 +114,38 @@ pub(crate) struct ReplicaParts<R: Runtime> {
     pub(crate) shard_count: u32,
 }
 
-/// A write that waits to be applied.
+/// What waits to be applied.
 struct Proposal {
     index: Index,
     term: Term,
     deadline: Instant,
-    responder: Responder,
-    shape: AnswerShape,
+    waiter: Waiter,
+}
+
+/// Who waits for it.
+enum Waiter {
+    /// Whoever sent a write.
+    Write { responder: Responder, shape: AnswerShape },
+    /// Someone on this core, with a command of the meta group.
+    Meta(oneshot::Sender<Result<meta::Outcome, Failure>>),
+}
+
+impl Waiter {
+    fn fail(self, failure: Failure) {
+        match self {
+            Self::Write { responder, .. } => responder.fail(&failure),
+            // Whoever waits may have gone away: nothing to tell then.
+            Self::Meta(sender) => drop(sender.send(Err(failure))),
+        }
+    }
+}
+
+/// How an entry ended, for whoever proposed it.
+pub(crate) enum Answer {
+    /// A write.
+    Write(Outcome),
+    /// A command of the meta group.
+    Meta(meta::Outcome),
 }
 
 /// How a write is answered.
@@ -251,10 +280,32 @@ impl<R: Runtime> Replica<R> {
             Ok((term, index)) => {
                 self.log_time_ms = log_time_ms;
                 debug_assert!(self.proposals.back().is_none_or(|last| last.index < index));
-                self.proposals.push_back(Proposal { index, term, deadline, responder, shape });
+                let waiter = Waiter::Write { responder, shape };
+                self.proposals.push_back(Proposal { index, term, deadline, waiter });
             }
             Err(error) => responder.fail(&self.propose_failure(error)),
         }
+    }
+
+    /// Proposes a command of the meta group. The outcome comes once it is applied.
+    pub(crate) fn propose_meta(
+        &mut self,
+        now: Instant,
+        command: &meta::Command,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Result<meta::Outcome, Failure>> {
+        let (sender, receiver) = oneshot::channel();
+        let waiter = Waiter::Meta(sender);
+        assert!(self.machine.meta_state().is_some(), "only shard 0 takes commands of the meta group");
+        if let Some(reason) = &self.stopped {
+            waiter.fail(Failure::unavailable(reason.clone()));
+            return receiver;
+        }
+        match self.raft.propose(raft_time(now), Payload(entry_of(command))) {
+            Ok((term, index)) => self.proposals.push_back(Proposal { index, term, deadline, waiter }),
+            Err(error) => waiter.fail(self.propose_failure(error)),
+        }
+        receiver
     }
 
     /// Asks Raft for a read; the answer comes once it is confirmed and applied.
@@ -306,7 +357,7 @@ impl<R: Runtime> Replica<R> {
                 let failure = Failure::unknown_outcome("leadership was lost before the write was applied")
                     .with_hint(None);
                 for proposal in self.proposals.drain(..) {
-                    proposal.responder.fail(&failure);
+                    proposal.waiter.fail(failure.clone());
                 }
             }
             RaftChange::LeaderKnown { leader, .. } => {
@@ -354,30 +405,34 @@ impl<R: Runtime> Replica<R> {
 
     /// Answers whoever proposed at this index: with the outcome if it is their entry, with a failure if
     /// another leader's took its place.
-    pub(crate) fn answer_proposal(&mut self, entry: &Entry<Payload>, outcome: Option<Outcome>) {
+    pub(crate) fn answer_proposal(&mut self, entry: &Entry<Payload>, outcome: Option<Answer>) {
         while self.proposals.front().is_some_and(|proposal| proposal.index <= entry.index) {
             let Some(proposal) = self.proposals.pop_front() else { return };
             let is_theirs = proposal.index == entry.index && proposal.term == entry.term;
-            match outcome.as_ref().filter(|_| is_theirs) {
-                Some(outcome) => self.answer(proposal, outcome),
-                None => proposal.responder.fail(&Failure::unavailable(
+            match (outcome.as_ref().filter(|_| is_theirs), proposal.waiter) {
+                (Some(Answer::Write(outcome)), Waiter::Write { responder, shape }) => {
+                    self.answer(responder, shape, outcome);
+                }
+                // Whoever waits may have gone away: nothing to tell then.
+                (Some(Answer::Meta(outcome)), Waiter::Meta(sender)) => drop(sender.send(Ok(outcome.clone()))),
+                (_, waiter) => waiter.fail(Failure::unavailable(
                     "another leader's entry took the write's place; it was not applied",
                 )),
             }
         }
     }
 
-    fn answer(&self, proposal: Proposal, outcome: &Outcome) {
+    fn answer(&self, responder: Responder, shape: AnswerShape, outcome: &Outcome) {
         let results = match outcome {
             Outcome::Applied(results) => results,
-            refused => return proposal.responder.fail(&self.refusal(refused, &proposal.shape)),
+            refused => return responder.fail(&self.refusal(refused, &shape)),
         };
-        match proposal.shape {
+        match shape {
             AnswerShape::Single => {
                 let Some(result) = results.first() else {
-                    return proposal.responder.fail(&Failure::new(ErrorCode::Internal, "no result"));
+                    return responder.fail(&Failure::new(ErrorCode::Internal, "no result"));
                 };
-                proposal.responder.message(&v1::WriteReply {
+                responder.message(&v1::WriteReply {
                     version: result.version,
                     existed: result.existed,
                     served_by: Some(self.served_by),
@@ -385,7 +440,7 @@ impl<R: Runtime> Replica<R> {
             }
             AnswerShape::Batch { operations, gets } => {
                 let results = batch_results(operations, &gets, results);
-                let answer = reads::BatchGets { results, gets, responder: proposal.responder };
+                let answer = reads::BatchGets { results, gets, responder };
                 reads::complete_batch(&self.source, self.served_by, answer);
             }
         }
@@ -433,7 +488,7 @@ impl<R: Runtime> Replica<R> {
         if self.proposals.iter().any(|proposal| proposal.deadline <= now) {
             for proposal in std::mem::take(&mut self.proposals) {
                 match proposal.deadline <= now {
-                    true => proposal.responder.fail(&Failure::unknown_outcome(
+                    true => proposal.waiter.fail(Failure::unknown_outcome(
                         "the deadline passed while the write was being replicated",
                     )),
                     false => self.proposals.push_back(proposal),
@@ -458,7 +513,7 @@ impl<R: Runtime> Replica<R> {
     }
 
     /// The store holds a snapshot now in place of what it had; the machine and Raft follow.
-    pub(crate) fn take_snapshot(&mut self, now: Time, machine: Machine, meta: krita_raft::SnapshotMeta) {
+    pub(crate) fn take_snapshot(&mut self, now: Time, machine: ShardMachine, meta: krita_raft::SnapshotMeta) {
         if let Some(doubt) = self.doubt.as_mut().filter(|doubt| doubt.is_quarantined) {
             // What was here is gone, and with it its damage, even if that was newer.
             doubt.is_quarantined = false;
@@ -481,7 +536,7 @@ impl<R: Runtime> Replica<R> {
     pub(crate) fn stop(&mut self, reason: String) {
         let failure = Failure::unknown_outcome(reason.clone());
         for proposal in self.proposals.drain(..) {
-            proposal.responder.fail(&failure);
+            proposal.waiter.fail(failure.clone());
         }
         self.stopped = Some(reason);
     }
@@ -521,22 +576,12 @@ impl<R: Runtime> Replica<R> {
 
     /// Answers a batch of nothing but gets, whose read has been confirmed.
     pub(crate) fn answer_reads(&self, write: Write, responder: Responder) {
-        let proposal = Proposal {
-            index: Index(0),
-            term: Term(0),
-            deadline: Instant::default(),
-            responder,
-            shape: answer_shape(&write),
-        };
-        self.answer(proposal, &Outcome::Applied(Vec::new()));
+        self.answer(responder, answer_shape(&write), &Outcome::Applied(Vec::new()));
     }
 
     /// Answers a write by an outcome that an earlier attempt had.
     pub(crate) fn answer_remembered(&self, write: &Write, responder: Responder, outcome: &Outcome) {
-        let shape = answer_shape(write);
-        let proposal =
-            Proposal { index: Index(0), term: Term(0), deadline: Instant::default(), responder, shape };
-        self.answer(proposal, outcome);
+        self.answer(responder, answer_shape(write), outcome);
     }
 }
 

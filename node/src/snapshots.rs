@@ -6,6 +6,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use krita_engine::{CheckpointMeta, Installer, SnapshotItem, Store};
 use krita_proto::routing::PAGE_BYTES_MAX;
 use krita_proto::v1;
@@ -14,13 +15,18 @@ use krita_runtime::{Instant, Notify, Runtime, TaskClass};
 
 use crate::core::Core;
 use crate::failure::Failure;
-use crate::machine::Machine;
 use crate::open::checkpoint_meta;
 use crate::replica::{Replica, raft_time};
 use crate::responder::Responder;
+use crate::shard_machine::{ShardMachine, ShardMachineError, machine_bytes_max};
 
 /// How long one chunk may take from its sending to its answer.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Bytes of a state machine's own part that travel in one message.
+const MACHINE_PART_BYTES: usize = 8 << 20;
+
+const _: () = assert!(MACHINE_PART_BYTES <= krita_proto::routing::VALUE_BYTES_MAX, "a frame has room for it");
 
 /// Snapshots that a core takes in at a time.
 const INCOMING_MAX: usize = 16;
@@ -32,9 +38,41 @@ pub(crate) struct Incoming<R: Runtime> {
     installer: Option<Installer<R>>,
     meta: SnapshotMeta,
     checkpoint: CheckpointMeta,
+    machine: MachineParts,
     next_sequence: u64,
     items: u64,
     touched_at: Instant,
+}
+
+/// A state machine's own part, as it arrives.
+struct MachineParts {
+    bytes: BytesMut,
+    bytes_total: usize,
+}
+
+impl MachineParts {
+    /// The first part, of so many bytes in all (0: this is all). `None`: no machine of the shard is that long.
+    fn begin(shard: u32, first: &[u8], bytes_total: u64) -> Option<Self> {
+        let bytes_total = match bytes_total {
+            0 => first.len(),
+            total => usize::try_from(total).ok()?,
+        };
+        let fits = first.len() <= bytes_total && bytes_total <= machine_bytes_max(shard);
+        fits.then(|| Self { bytes: BytesMut::from(first), bytes_total })
+    }
+
+    /// Another part. `None`: it is too long.
+    fn add(&mut self, part: &[u8]) -> Option<()> {
+        if part.len() > self.bytes_total - self.bytes.len() {
+            return None;
+        }
+        self.bytes.extend_from_slice(part);
+        Some(())
+    }
+
+    fn is_whole(&self) -> bool {
+        self.bytes.len() == self.bytes_total
+    }
 }
 
 impl<R: Runtime> Incoming<R> {
@@ -82,6 +120,8 @@ impl<R: Runtime> Core<R> {
         let mut source = store.snapshot_source(engine_shard).await.map_err(|error| error.to_string())?;
         let meta = source.meta().clone();
         let snapshot = self.runtime.random_u64();
+        let mut machine = meta.machine.clone();
+        let machine_bytes = machine.len() as u64;
         let begin = v1::SnapshotBegin {
             shard,
             from: from.0,
@@ -91,7 +131,8 @@ impl<R: Runtime> Core<R> {
             index: meta.applied.0,
             index_term: meta.term.0,
             configuration: meta.configuration.clone(),
-            machine: meta.machine.clone(),
+            machine: next_part(&mut machine),
+            machine_bytes,
         };
         tracing::info!(
             shard,
@@ -110,8 +151,12 @@ impl<R: Runtime> Core<R> {
         }
         let mut items_total = 0;
         for sequence in 0.. {
-            let items = source.next(PAGE_BYTES_MAX).await.map_err(|error| error.to_string())?;
-            let last = items.is_empty();
+            let part = next_part(&mut machine);
+            let items = match part.is_empty() {
+                true => source.next(PAGE_BYTES_MAX).await.map_err(|error| error.to_string())?,
+                false => Vec::new(),
+            };
+            let last = items.is_empty() && part.is_empty();
             items_total += items.len() as u64;
             let chunk = v1::SnapshotChunk {
                 snapshot,
@@ -119,6 +164,7 @@ impl<R: Runtime> Core<R> {
                 items: items.into_iter().map(item_to_wire).collect(),
                 last,
                 items_total: if last { items_total } else { 0 },
+                machine: part,
             };
             let reply = self.peers.request(node, shard, &chunk, CHUNK_TIMEOUT).await;
             let reply = reply.map_err(|error| error.to_string())?;
@@ -147,8 +193,12 @@ impl<R: Runtime> Core<R> {
     async fn begin_incoming(&self, begin: v1::SnapshotBegin) -> Result<v1::SnapshotReply, Failure> {
         let membership = Membership::decode(&begin.configuration)
             .ok_or_else(|| Failure::invalid("the snapshot's membership does not decode"))?;
-        Machine::decode(&begin.machine)
-            .map_err(|_| Failure::invalid("the snapshot's state machine does not decode"))?;
+        let machine = MachineParts::begin(begin.shard, &begin.machine, begin.machine_bytes)
+            .ok_or_else(|| Failure::invalid("the snapshot's state machine is too long"))?;
+        if machine.is_whole() {
+            // Before anything is begun for it.
+            ShardMachine::decode(begin.shard, &machine.bytes).map_err(no_machine)?;
+        }
         let position = Position { index: Index(begin.index), term: Term(begin.index_term) };
         let meta = SnapshotMeta { position, membership };
         self.abandon_incoming(|incoming| incoming.shard() == begin.shard);
@@ -192,7 +242,7 @@ impl<R: Runtime> Core<R> {
             applied: krita_engine::Index(begin.index),
             term: krita_engine::Term(begin.index_term),
             configuration: begin.configuration,
-            machine: begin.machine,
+            machine: Bytes::new(),
             generation,
         };
         let incoming = Incoming {
@@ -200,6 +250,7 @@ impl<R: Runtime> Core<R> {
             installer: Some(installer),
             meta,
             checkpoint,
+            machine,
             next_sequence: 0,
             items: 0,
             touched_at: self.runtime.now(),
@@ -233,6 +284,11 @@ impl<R: Runtime> Core<R> {
             }
             incoming.next_sequence += 1;
             incoming.items += chunk.items.len() as u64;
+            if incoming.machine.add(&chunk.machine).is_none() {
+                return Err(Failure::invalid(
+                    "the snapshot's state machine is longer than it was said to be",
+                ));
+            }
             incoming.touched_at = self.runtime.now();
             incoming.installer.take().ok_or_else(|| Failure::invalid("one chunk at a time"))?
         };
@@ -258,14 +314,19 @@ impl<R: Runtime> Core<R> {
         installer: Installer<R>,
         items_total: u64,
     ) -> Result<v1::SnapshotReply, Failure> {
-        let Incoming { shard, meta, checkpoint, next_sequence, items, .. } = incoming;
+        let Incoming { shard, meta, mut checkpoint, machine, next_sequence, items, .. } = incoming;
         if items != items_total {
             self.give_up_install(shard);
             return Err(Failure::invalid(format!("{items} items arrived of {items_total}")));
         }
-        let Ok(machine) = Machine::decode(&checkpoint.machine) else {
-            self.give_up_install(shard);
-            return Err(Failure::invalid("the snapshot's state machine does not decode"));
+        // Bytes that are missing do not decode either.
+        checkpoint.machine = machine.bytes.freeze();
+        let machine = match ShardMachine::decode(shard, &checkpoint.machine) {
+            Ok(machine) => machine,
+            Err(error) => {
+                self.give_up_install(shard);
+                return Err(no_machine(error));
+            }
         };
         // Nothing may be written to the shard while its state is replaced: hold its output, let what is on its
         // way to the disk arrive.
@@ -346,6 +407,15 @@ impl<R: Runtime> Core<R> {
     }
 }
 
+/// Takes the next part of a state machine's own part; empty once all is taken.
+fn next_part(machine: &mut Bytes) -> Bytes {
+    machine.split_to(machine.len().min(MACHINE_PART_BYTES))
+}
+
+fn no_machine(error: ShardMachineError) -> Failure {
+    Failure::invalid(format!("the snapshot's state machine does not decode: {error}"))
+}
+
 fn item_to_wire(item: SnapshotItem) -> v1::SnapshotItem {
     v1::SnapshotItem { key: item.key, version: item.version.0, value: item.value, checksum: item.checksum }
 }
@@ -356,5 +426,30 @@ fn item_from_wire(item: v1::SnapshotItem) -> SnapshotItem {
         version: krita_engine::Index(item.version),
         checksum: item.checksum,
         value: item.value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::MACHINE_BYTES_MAX;
+
+    #[test]
+    fn a_machine_in_parts_is_whole_again_and_no_longer_than_it_may_be() {
+        let whole: Bytes = (0..3 * MACHINE_PART_BYTES + 5).map(|byte| byte as u8).collect();
+        let mut rest = whole.clone();
+        let mut parts = MachineParts::begin(0, &next_part(&mut rest), whole.len() as u64).expect("it fits");
+        let mut messages = 1;
+        while !rest.is_empty() {
+            assert!(!parts.is_whole());
+            parts.add(&next_part(&mut rest)).expect("it fits");
+            messages += 1;
+        }
+        assert!(parts.is_whole() && parts.bytes == whole);
+        assert_eq!(messages, 4);
+        assert_eq!(parts.add(&[1]), None, "more than was said");
+        assert!(MachineParts::begin(1, &[], MACHINE_BYTES_MAX as u64 + 1).is_none());
+        assert!(MachineParts::begin(1, &[7; 9], 8).is_none());
+        assert!(MachineParts::begin(1, &[7; 9], 0).expect("all of it").is_whole());
     }
 }

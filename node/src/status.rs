@@ -17,6 +17,7 @@ use crate::cluster::Cluster;
 use crate::core::{Core, Serving};
 use crate::failure::Failure;
 use crate::mesh::{CoreMessage, NodeRequest};
+use crate::meta::META_SHARD;
 use crate::open::STATIC_EPOCH;
 use crate::replica::Replica;
 use crate::responder::{ReplySink, Responder};
@@ -116,7 +117,7 @@ impl<R: Runtime> Core<R> {
             let places = part.map(|part| part.shards).unwrap_or_default();
             leaders.extend(places.into_iter().map(|place| (place.shard, place.leader_node)));
         }
-        let shards = cluster.placements.iter().map(|placement| {
+        let shards = cluster.placements.iter().skip(1).map(|placement| {
             let leader_node = leaders.get(&placement.shard).copied().unwrap_or(0);
             let leader_core = match leader_node == cluster.node_number {
                 true => cluster.core_of(placement.shard).map(|core| core.0),
@@ -223,9 +224,12 @@ impl<R: Runtime> Core<R> {
         reply.problems.extend(self.counters.losses.borrow().iter().cloned());
         reply.storage = Some(self.storage_status(serving));
         for replica in serving.replicas.values() {
-            reply.shards_total += 1;
-            reply.shards_led += u32::from(replica.is_leader());
-            reply.shards_with_leader += u32::from(replica.leader.is_some());
+            // Who counts shards means those that hold data.
+            if replica.shard != META_SHARD.0 {
+                reply.shards_total += 1;
+                reply.shards_led += u32::from(replica.is_leader());
+                reply.shards_with_leader += u32::from(replica.leader.is_some());
+            }
             reply.problems.extend(replica.stopped.clone());
             reply.problems.extend(self.doubt_problem(replica));
             if shards {

@@ -10,6 +10,8 @@ use krita_runtime::{Mesh, Runtime};
 use crate::command::{CommandError, WriteCommand};
 use crate::core::{Core, Serving};
 use crate::mesh::CoreMessage;
+use crate::meta;
+use crate::meta::replicated::command_bytes;
 use crate::peers::PeerCore;
 use crate::replica::raft_time;
 use crate::wire::{self, Payload};
@@ -50,8 +52,17 @@ impl<R: Runtime> Core<R> {
         if !is_from_there || message.to != replica.id || replica.stopped.is_some() {
             return;
         }
-        if let Err(error) = verify_values(&message) {
-            tracing::warn!(shard = replica.shard, node_number, %error, "entries dropped: damaged on their way");
+        let verified = match replica.machine.meta_state() {
+            Some(_) => verify_commands(&message).map_err(|error| error.to_string()),
+            None => verify_values(&message).map_err(|error| error.to_string()),
+        };
+        if let Err(error) = verified {
+            tracing::warn!(
+                shard = replica.shard,
+                node_number,
+                error,
+                "entries dropped: damaged on their way"
+            );
             return;
         }
         replica.raft.step(now, message);
@@ -66,6 +77,13 @@ impl<R: Runtime> Core<R> {
             self.on_core_death(serving, now, peer);
         }
     }
+}
+
+/// The same for commands of the meta group.
+fn verify_commands(message: &Message<Payload>) -> Result<(), meta::CommandError> {
+    let Body::Append { entries, .. } = &message.body else { return Ok(()) };
+    let mut commands = entries.iter().filter(|entry| entry.kind == EntryKind::Command);
+    commands.try_for_each(|entry| command_bytes(&entry.payload.0).map(|_| ()))
 }
 
 /// Checks every value against the checksum that was made where it entered the cluster, before it is written here. A

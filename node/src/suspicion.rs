@@ -13,6 +13,7 @@ use krita_raft::Suspicion;
 use krita_runtime::{Runtime, TaskClass};
 
 use crate::core::Core;
+use crate::meta::META_SHARD;
 use crate::replica::{Replica, raft_time};
 
 /// In front of a reason: the state of the replica is damaged, or good. The store's own reasons have neither.
@@ -69,6 +70,9 @@ pub(crate) fn forgetful_text(reason: &str) -> String {
 
 /// The hashes of the keys in a shard: with the shard's number, what a report of lost keys names.
 pub(crate) fn key_range(shard: u32, shard_count: u32) -> String {
+    if shard == META_SHARD.0 {
+        return "members, shard map, settings and jobs of the cluster".to_owned();
+    }
     let bound = |shard: u32| (u128::from(shard) << 64).div_ceil(u128::from(shard_count.max(1)));
     let (first, end) = (bound(shard.saturating_sub(1)), bound(shard));
     format!("keys whose XXH3-64 is {first:016x} to {:016x}", end.saturating_sub(1))

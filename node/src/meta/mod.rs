@@ -25,8 +25,8 @@
 //! configuration is taken over only if what is new in it is of a generation never seen in the shard before: no id
 //! lives twice.
 //!
-//! What is deliberately absent: I/O, time, and knowledge of who leads. This module is not yet wired to a replicated
-//! group; `docs/architecture.md` says how it will be.
+//! What is deliberately absent: I/O, time, and knowledge of who leads. [`replicated`] is the seam to the group
+//! that replicates it.
 
 mod access;
 mod apply_access;
@@ -39,6 +39,7 @@ mod job;
 mod map;
 mod member;
 mod refusal;
+pub(crate) mod replicated;
 mod settings;
 mod snapshot;
 mod state;
