@@ -10,6 +10,7 @@ use krita_raft::{ReplicaId, ReplicationMode, Suspicion, Term};
 use krita_runtime::{Instant, Runtime};
 
 use crate::core::{Core, Serving};
+use crate::meta::node_of;
 use crate::open::checkpoint_meta;
 use crate::peers::PeerCore;
 use crate::replica::{Replica, raft_time};
@@ -165,18 +166,15 @@ impl<R: Runtime> Core<R> {
             let Serving { cluster, replicas, .. } = serving;
             let mut moves = 0;
             for replica in replicas.values_mut().filter(|replica| replica.is_leader()) {
-                let Some(preferred) = cluster.placement(replica.shard).and_then(|p| p.replicas.first())
-                else {
-                    continue;
-                };
-                let to = ReplicaId(preferred.replica_id);
+                let Some(to) = cluster.preferred_leader(replica.shard) else { continue };
+                let preferred = node_of(to).0;
                 if to == replica.id || moves == BALANCE_MOVES_MAX || now < replica.balance_at {
                     continue;
                 }
                 if is_caught_up(replica, to)
-                    && self.peers.is_connected(preferred.node_number)
+                    && self.peers.is_connected(preferred)
                     // A disk that is nearly full is full again soon: leaderships would go to and fro.
-                    && self.peers.room_of(preferred.node_number, replica.shard).is_ample()
+                    && self.peers.room_of(preferred, replica.shard).is_ample()
                     && replica.raft.transfer_leadership(raft_time(now), to).is_ok()
                 {
                     moves += 1;
@@ -198,8 +196,7 @@ impl<R: Runtime> Core<R> {
         let Some(serving) = guard.as_mut() else { return };
         let Serving { cluster, replicas, .. } = serving;
         for replica in replicas.values_mut().filter(|replica| replica.leader.is_none()) {
-            let preferred = cluster.placement(replica.shard).and_then(|placement| placement.replicas.first());
-            let is_preferred = preferred.is_some_and(|preferred| preferred.replica_id == replica.id.0);
+            let is_preferred = cluster.preferred_leader(replica.shard) == Some(replica.id);
             if is_preferred && replica.raft.campaign(now).is_ok() {
                 self.touch(replica);
             }

@@ -1,5 +1,7 @@
-//! What every core of a node knows of its cluster once it is formed: members, where each shard's replicas are,
-//! and which core and log of this node own them. An immutable value that cores share.
+//! What every core of a node knows of its cluster: members, where each shard's replicas are, and which core and log of
+//! this node own them. An immutable value; when shard 0 has applied a change, another takes its place on every core
+//! (`Core::publish_meta_state`). A node that follows late knows an older state: a shard's own configuration rules, and
+//! whatever is done by the map is checked there.
 //!
 //! Shard 0, the meta group, always lives in log 0, and so on core 0, which speaks for the node: whoever looks for it
 //! there needs no directory, and it never moves between logs.
@@ -10,8 +12,8 @@ use krita_proto::v1;
 use krita_raft::{Configuration, ReplicaId};
 use krita_runtime::CoreId;
 
-use crate::identity::{ClusterRecord, Identity, Member};
-use crate::meta::{META_SHARD, MetaState, Role};
+use crate::identity::{ClusterRecord, Identity, Member, NodeUuid};
+use crate::meta::{self, META_SHARD, MemberState, MetaState, NodeNumber, Role, ShardNumber};
 use crate::placement::{Candidate, PlacedReplica, ShardPlacement, place};
 
 /// The log of every node that holds the meta group.
@@ -26,8 +28,8 @@ pub(crate) struct Cluster {
     pub(crate) node_number: u32,
     /// The state of the meta group when the cluster was formed: it follows from the record.
     pub(crate) genesis: Arc<MetaState>,
-    /// By shard number; the first is the meta group's.
-    pub(crate) placements: Vec<ShardPlacement>,
+    /// The newest state of the meta group that is applied here.
+    pub(crate) state: Arc<MetaState>,
     /// By shard number: the log of this node that owns the shard, if the node has a replica of it.
     pub(crate) shard_logs: Vec<Option<u16>>,
     /// Logs in the data directory; at least as many as cores.
@@ -63,9 +65,39 @@ impl Cluster {
         CoreId(log % self.cores)
     }
 
-    /// Where the shard's replicas are.
-    pub(crate) fn placement(&self, shard: u32) -> Option<&ShardPlacement> {
-        self.placements.get(shard as usize)
+    /// The same with a newer state of the meta group; `None` if it is not newer.
+    pub(crate) fn with_state(&self, state: &Arc<MetaState>) -> Option<Self> {
+        let is_newer = state.applied_index() > self.state.applied_index();
+        is_newer.then(|| Self { state: state.clone(), ..self.clone() })
+    }
+
+    /// Grows with every change of the shard map.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state.map().epoch()
+    }
+
+    /// Where the shard's replicas are, as the map has it now; whoever should lead comes first.
+    pub(crate) fn placement(&self, shard: u32) -> Option<ShardPlacement> {
+        self.state.map().shard(ShardNumber(shard)).map(|of| placement_of(shard, of))
+    }
+
+    /// Where the shard's replicas were when the cluster was formed.
+    pub(crate) fn first_placement(&self, shard: u32) -> Option<ShardPlacement> {
+        self.genesis.map().shard(ShardNumber(shard)).map(|of| placement_of(shard, of))
+    }
+
+    /// The nodes whose replicas of the shard vote; whoever should lead comes first.
+    pub(crate) fn voting_nodes(&self, shard: u32) -> Vec<u32> {
+        let Some(of) = self.state.map().shard(ShardNumber(shard)) else { return Vec::new() };
+        let mut voters: Vec<&meta::Replica> =
+            of.replicas.iter().filter(|replica| replica.role != Role::Learner).collect();
+        voters.sort_by_key(|replica| (replica.id != of.preferred_leader, replica.node()));
+        voters.into_iter().map(|replica| replica.node().0).collect()
+    }
+
+    /// The replica that should lead the shard.
+    pub(crate) fn preferred_leader(&self, shard: u32) -> Option<ReplicaId> {
+        self.state.map().shard(ShardNumber(shard)).map(|of| of.preferred_leader)
     }
 
     /// The members of a shard's group when it was made.
@@ -73,28 +105,39 @@ impl Cluster {
         if shard == META_SHARD.0 {
             return Some(first_meta_configuration(&self.genesis));
         }
-        let placement = self.placement(shard)?;
+        let placement = self.first_placement(shard)?;
         Some(Configuration::new(placement.replicas.iter().map(|replica| ReplicaId(replica.replica_id)), []))
     }
 
     /// Whether this node's replica was the only voter of the shard's group when that was made: nobody else can lead it
     /// with what it has.
     pub(crate) fn began_alone(&self, shard: u32) -> bool {
-        let own = self.placement(shard).and_then(|placement| {
-            placement.replicas.iter().find(|replica| replica.node_number == self.node_number)
+        let own = self.first_placement(shard).and_then(|placement| {
+            placement.replicas.into_iter().find(|replica| replica.node_number == self.node_number)
         });
         let configuration = self.first_configuration(shard);
         configuration.zip(own).is_some_and(|(all, own)| all.is_sole_voter(ReplicaId(own.replica_id)))
     }
 
-    /// The member with this number.
-    pub(crate) fn member(&self, node_number: u32) -> Option<&Member> {
-        self.record.member_by_number(node_number)
+    /// The member with this number, unless its data directory is gone.
+    pub(crate) fn member(&self, node_number: u32) -> Option<Member> {
+        self.state.member(NodeNumber(node_number)).filter(|member| is_there(member)).map(as_member)
+    }
+
+    /// The number of the member with this data directory.
+    pub(crate) fn number_of(&self, node_uuid: NodeUuid) -> Option<u32> {
+        let mut members = self.state.members().filter(|member| is_there(member));
+        members.find(|member| member.node.node_uuid == node_uuid).map(|member| member.number.0)
+    }
+
+    /// All members, by number.
+    pub(crate) fn members(&self) -> impl Iterator<Item = Member> {
+        self.state.members().filter(|member| is_there(member)).map(as_member)
     }
 
     /// All members but this node.
-    pub(crate) fn others(&self) -> impl Iterator<Item = &Member> {
-        self.record.members.iter().filter(|member| member.number != self.node_number)
+    pub(crate) fn others(&self) -> impl Iterator<Item = Member> {
+        self.members().filter(|member| member.number != self.node_number)
     }
 
     /// For each shard the core of this node that owns it, in the form of `HelloReply.shard_cores`
@@ -112,7 +155,10 @@ impl Cluster {
             node_uuid: self.identity.node_uuid.to_bytes(),
             cluster_id: self.record.cluster_id.to_bytes(),
             node_number: self.node_number,
-            advertised_address: self.member(self.node_number).map(|m| m.address.clone()).unwrap_or_default(),
+            advertised_address: self
+                .member(self.node_number)
+                .map(|member| member.address)
+                .unwrap_or_default(),
             boot_id: self.boot_id,
         }
     }
@@ -128,16 +174,28 @@ pub(crate) fn placements(record: &ClusterRecord) -> Vec<ShardPlacement> {
     place(&candidates, record.shard_count, record.replication_factor)
 }
 
-/// Where the meta group lives when the cluster is formed: on every member.
-pub(crate) fn meta_placement(genesis: &MetaState) -> ShardPlacement {
-    let shard = genesis.map().shard(META_SHARD).expect("every map has the meta group");
-    let mut replicas: Vec<PlacedReplica> = shard
+fn placement_of(shard: u32, of: &meta::Shard) -> ShardPlacement {
+    let mut replicas: Vec<PlacedReplica> = of
         .replicas
         .iter()
         .map(|replica| PlacedReplica { node_number: replica.node().0, replica_id: replica.id.0 })
         .collect();
-    replicas.sort_by_key(|replica| (replica.replica_id != shard.preferred_leader.0, replica.node_number));
-    ShardPlacement { shard: META_SHARD.0, replicas }
+    replicas.sort_by_key(|replica| (replica.replica_id != of.preferred_leader.0, replica.node_number));
+    ShardPlacement { shard, replicas }
+}
+
+/// A retired member's data directory is gone: nobody can be it any more.
+fn is_there(member: &meta::Member) -> bool {
+    member.state != MemberState::Retired
+}
+
+fn as_member(member: &meta::Member) -> Member {
+    Member {
+        number: member.number.0,
+        node_id: member.node.node_id.clone(),
+        node_uuid: member.node.node_uuid,
+        address: member.node.address.clone(),
+    }
 }
 
 fn first_meta_configuration(genesis: &MetaState) -> Configuration {

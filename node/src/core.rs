@@ -31,6 +31,7 @@ use crate::forming::Forming;
 use crate::identity::Identity;
 use crate::mending::Counters;
 use crate::mesh::{CoreMessage, Serve};
+use crate::meta::MetaState;
 use crate::peers::Peers;
 use crate::replica::Replica;
 use crate::responder::Responder;
@@ -101,6 +102,8 @@ pub(crate) struct Core<R: Runtime> {
     pub(crate) counters: Rc<Counters>,
     /// None until the cluster is formed and this core's logs are open.
     pub(crate) serving: RefCell<Option<Serving<R>>>,
+    /// The last state of the meta group that core 0 has applied, for whoever does not serve yet.
+    pub(crate) meta_state: RefCell<Option<Arc<MetaState>>>,
     /// Replicas that may have output; see `emit`.
     pub(crate) dirty: RefCell<Vec<u32>>,
     /// Something happened in this round.
@@ -162,6 +165,7 @@ impl<R: Runtime> Core<R> {
             peers,
             counters: Rc::default(),
             serving: RefCell::new(None),
+            meta_state: RefCell::default(),
             dirty: RefCell::default(),
             round: Notify::new(),
             tickets: RefCell::default(),
@@ -274,6 +278,10 @@ impl<R: Runtime> Core<R> {
             CoreMessage::Raft { node_number, messages } => self.step_messages(node_number, messages),
             CoreMessage::Remembered { from, remembered } => self.on_remembered(from, &remembered),
             CoreMessage::Serve(serve) => self.begin_serving(serve),
+            CoreMessage::Meta(state) => {
+                *self.meta_state.borrow_mut() = Some(state);
+                self.take_meta_state();
+            }
             CoreMessage::Finish => self.finish(),
             CoreMessage::FormingStatus { state, problems } => {
                 *self.forming_status.borrow_mut() = (state, problems);

@@ -15,6 +15,7 @@ use krita_runtime::{Runtime, TaskClass};
 use crate::applying::{Applied, FetchedVersions, Wanted};
 use crate::command;
 use crate::core::{Core, Serving};
+use crate::meta::META_SHARD;
 use crate::replica::{Replica, raft_time};
 use crate::scrubbing::Scrub;
 use crate::wire::{self, Payload};
@@ -110,6 +111,7 @@ impl<R: Runtime> Core<R> {
         let dirty = std::mem::take(&mut *self.dirty.borrow_mut());
         let mut guard = self.serving.borrow_mut();
         let Some(serving) = guard.as_mut() else { return };
+        let is_meta = dirty.contains(&META_SHARD.0);
         for shard in dirty {
             self.emit_replica(serving, shard);
         }
@@ -117,6 +119,9 @@ impl<R: Runtime> Core<R> {
             self.start_write(serving, log);
         }
         drop(guard);
+        if is_meta {
+            self.publish_meta_state();
+        }
         self.peers.flush();
     }
 

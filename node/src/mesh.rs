@@ -9,6 +9,7 @@ use krita_runtime::CoreId;
 
 use crate::cluster::Cluster;
 use crate::identity::Identity;
+use crate::meta::MetaState;
 use crate::request::ShardRequest;
 
 /// One message between cores. `H` is a connection on its way to the core that its client wants.
@@ -59,6 +60,8 @@ pub enum CoreMessage<H> {
     },
     /// The cluster is formed and this node's shards have their logs: open them and serve.
     Serve(Arc<Serve>),
+    /// The state of the meta group that core 0 has applied.
+    Meta(Arc<MetaState>),
     /// The node ends before it ever served.
     Finish,
     /// How forming goes, for whoever asks this core.

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use krita_raft::Term;
-use krita_runtime::{Instant, Runtime};
+use krita_runtime::{CoreId, Instant, Mesh, Runtime};
 
 use crate::core::Core;
 use crate::failure::Failure;
+use crate::mesh::CoreMessage;
 use crate::meta::{self, Command, META_SHARD, Member, MetaState, NodeNumber};
 
 /// How often the leader looks around.
@@ -61,6 +62,37 @@ impl<R: Runtime> Core<R> {
         let guard = self.serving.borrow();
         let replica = guard.as_ref()?.replicas.get(&META_SHARD.0).filter(|replica| replica.is_leader())?;
         Some((replica.raft.status().term, replica.machine.meta_state()?.clone()))
+    }
+
+    /// Core 0: if shard 0 has applied something since, every core takes it up.
+    pub(crate) fn publish_meta_state(self: &Rc<Self>) {
+        let state = {
+            let guard = self.serving.borrow();
+            let Some(serving) = guard.as_ref() else { return };
+            let state = serving.replicas.get(&META_SHARD.0).and_then(|replica| replica.machine.meta_state());
+            let known = serving.cluster.state.applied_index();
+            state.filter(|state| state.applied_index() > known).cloned()
+        };
+        let Some(state) = state else { return };
+        for core in (1..self.mesh.cores()).map(CoreId) {
+            self.send_to_core(core, CoreMessage::Meta(state.clone()));
+        }
+        *self.meta_state.borrow_mut() = Some(state);
+        self.take_meta_state();
+    }
+
+    /// Goes by the newest state of the meta group that core 0 has applied.
+    pub(crate) fn take_meta_state(&self) {
+        let mut guard = self.serving.borrow_mut();
+        let (Some(serving), Some(state)) = (guard.as_mut(), self.meta_state.borrow().clone()) else { return };
+        let Some(cluster) = serving.cluster.with_state(&state) else { return };
+        let (cluster, epoch_before) = (Arc::new(cluster), serving.cluster.epoch());
+        serving.cluster = cluster.clone();
+        if cluster.epoch() != epoch_before {
+            serving.replicas.values_mut().for_each(|replica| replica.set_epoch(cluster.epoch()));
+        }
+        drop(guard);
+        self.peers.follow(&cluster);
     }
 
     /// Proposes a command of the meta group, and waits until it is applied here.

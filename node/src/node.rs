@@ -241,13 +241,12 @@ impl<R: Runtime> Core<R> {
         let cores = self.mesh.cores();
         let ownership = ownership::prepare(&self.runtime, &self.input.config, &has_replica, cores).await?;
         let genesis = Arc::new(MetaState::formed(&record, &placements));
-        let meta = cluster::meta_placement(&genesis);
         Ok(Cluster {
             record,
             identity: self.identity.clone(),
             node_number,
+            state: genesis.clone(),
             genesis,
-            placements: std::iter::once(meta).chain(placements).collect(),
             shard_logs: std::iter::once(Some(META_LOG)).chain(ownership.shard_logs).collect(),
             logs_total: ownership.logs_total,
             cores,

@@ -28,9 +28,6 @@ use crate::shard_machine::ShardMachine;
 use crate::suspicion::Doubt;
 use crate::wire;
 
-/// The epoch of the one shard map that a statically placed cluster has.
-pub(crate) const STATIC_EPOCH: u64 = 1;
-
 /// How a log of this node is opened.
 pub(crate) fn log_options(config: &Config, log: u16, logs_total: u16) -> krita_engine::Options {
     let mut options = krita_engine::Options::new(log_directory(config, log), LogId(log));
@@ -92,6 +89,9 @@ impl<R: Runtime> Core<R> {
         self.recall_logs().await;
         self.peers.begin(&cluster);
         *self.serving.borrow_mut() = Some(Serving { cluster, logs, replicas });
+        // What another core's replica of shard 0 said before this core served, or what this one's knows from its disk.
+        self.take_meta_state();
+        self.publish_meta_state();
         self.publish_log_marks();
         *self.forming_status.borrow_mut() = ("serving".to_owned(), Vec::new());
         self.start_background();
@@ -242,7 +242,7 @@ impl<R: Runtime> Core<R> {
                 shard,
                 node_number: cluster.node_number,
                 core: u32::from(self.runtime.core().0),
-                epoch: STATIC_EPOCH,
+                epoch: cluster.epoch(),
             },
             applied,
             applied_term,
@@ -320,7 +320,7 @@ fn failure(log: u16, error: &krita_engine::LogError) -> NodeFailure {
 }
 
 fn new_shard(cluster: &Cluster, shard: u32) -> Option<NewShard> {
-    let placement = cluster.placement(shard)?;
+    let placement = cluster.first_placement(shard)?;
     let own = placement.replicas.iter().find(|replica| replica.node_number == cluster.node_number)?;
     let configuration = cluster.first_configuration(shard)?;
     Some(NewShard {

@@ -134,6 +134,27 @@ impl<R: Runtime> Peers<R> {
         }
     }
 
+    /// The members have changed: links to those that are no members any more, or live elsewhere now, end.
+    pub(crate) fn follow(&self, cluster: &Arc<Cluster>) {
+        let mut state = self.state.borrow_mut();
+        let before = state.cluster.replace(cluster.clone());
+        let moved = |node_number: u32| {
+            let address = |cluster: &Arc<Cluster>| cluster.member(node_number).map(|member| member.address);
+            before.as_ref().and_then(address) != address(cluster)
+        };
+        let gone: Vec<PeerCore> =
+            state.links.keys().filter(|peer| moved(peer.node_number)).copied().collect();
+        let gone: Vec<PeerLink<R>> = gone.iter().filter_map(|peer| state.links.remove(peer)).collect();
+        state.heard.retain(|peer, _| cluster.member(peer.node_number).is_some());
+        drop(state);
+        for link in gone {
+            link.stop();
+        }
+        for member in cluster.others() {
+            self.link(PeerCore { node_number: member.number, core: 0 });
+        }
+    }
+
     /// A link to `address` for forming, before anybody has a number.
     pub(crate) fn forming_link(&self, address: &str, identity: v1::NodeIdentity) -> PeerLink<R> {
         let cluster_name = self.input.config.cluster_name.clone();
@@ -328,7 +349,7 @@ impl<R: Runtime> Peers<R> {
         }
         let cluster = self.state.borrow().cluster.clone()?;
         let member = cluster.member(peer.node_number)?;
-        let link = PeerLink::start(&self.runtime, self.member_options(&cluster, member, peer));
+        let link = PeerLink::start(&self.runtime, self.member_options(&cluster, &member, peer));
         self.state.borrow_mut().links.insert(peer, link.clone());
         Some(link)
     }

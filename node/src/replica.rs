@@ -236,6 +236,11 @@ impl<R: Runtime> Replica<R> {
         }
     }
 
+    /// The shard map has this epoch now.
+    pub(crate) fn set_epoch(&mut self, epoch: u64) {
+        self.served_by.epoch = epoch;
+    }
+
     pub(crate) fn engine_shard(&self) -> ShardId {
         ShardId(self.shard)
     }

@@ -115,12 +115,11 @@ impl<R: Runtime> Core<R> {
     /// This node has no replica of the shard: those that do know the leader.
     fn pass_to_holder(self: &Rc<Self>, request: ShardRequest, responder: Responder) {
         let guard = self.serving.borrow();
-        let placement = guard.as_ref().and_then(|serving| serving.cluster.placement(request.shard).cloned());
+        let nodes = guard.as_ref().map(|serving| serving.cluster.voting_nodes(request.shard));
         drop(guard);
-        let Some(placement) = placement else {
+        let Some(mut nodes) = nodes.filter(|nodes| !nodes.is_empty()) else {
             return responder.fail(&Failure::invalid("there is no such shard"));
         };
-        let mut nodes: Vec<u32> = placement.replicas.iter().map(|replica| replica.node_number).collect();
         // Whoever can be reached first; then in the order of the placement.
         nodes.sort_by_key(|node| !self.peers.is_connected(*node));
         let core = self.clone();

@@ -414,12 +414,18 @@ impl<R: Runtime> Core<R> {
     /// The number of the node at the other end, if it is a member with the disk that the cluster knows.
     fn member_number(&self, session: &Session) -> Option<u32> {
         let node = session.node.as_ref()?;
-        if let Some(number) = node.number.get() {
+        if let Some(number) = node.number.get().filter(|number| self.is_member(*number)) {
             return Some(number);
         }
         let number = self.number_of(&node.identity)?;
         node.number.set(Some(number));
         Some(number)
+    }
+
+    /// Whether the number is that of a member still: it is never given to another.
+    fn is_member(&self, number: u32) -> bool {
+        let guard = self.serving.borrow();
+        guard.as_ref().is_some_and(|serving| serving.cluster.member(number).is_some())
     }
 
     /// Before anything else that the node says: what it remembers of this one's logs.
@@ -438,7 +444,7 @@ impl<R: Runtime> Core<R> {
     fn number_of(&self, node: &v1::NodeIdentity) -> Option<u32> {
         let uuid = NodeUuid::from_bytes(&node.node_uuid)?;
         let guard = self.serving.borrow();
-        Some(guard.as_ref()?.cluster.record.member_by_uuid(uuid)?.number)
+        guard.as_ref()?.cluster.number_of(uuid)
     }
 
     fn on_burst(self: &Rc<Self>, session: &Session, frame: Frame) {

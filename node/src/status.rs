@@ -18,7 +18,6 @@ use crate::core::{Core, Serving};
 use crate::failure::Failure;
 use crate::mesh::{CoreMessage, NodeRequest};
 use crate::meta::META_SHARD;
-use crate::open::STATIC_EPOCH;
 use crate::replica::Replica;
 use crate::responder::{ReplySink, Responder};
 use crate::router::MeshSink;
@@ -117,15 +116,15 @@ impl<R: Runtime> Core<R> {
             let places = part.map(|part| part.shards).unwrap_or_default();
             leaders.extend(places.into_iter().map(|place| (place.shard, place.leader_node)));
         }
-        let shards = cluster.placements.iter().skip(1).map(|placement| {
-            let leader_node = leaders.get(&placement.shard).copied().unwrap_or(0);
+        let shards = (1..=cluster.shard_count()).map(|shard| {
+            let leader_node = leaders.get(&shard).copied().unwrap_or(0);
             let leader_core = match leader_node == cluster.node_number {
-                true => cluster.core_of(placement.shard).map(|core| core.0),
-                false => self.peers.core_of_shard(leader_node, placement.shard),
+                true => cluster.core_of(shard).map(|core| core.0),
+                false => self.peers.core_of_shard(leader_node, shard),
             };
             v1::ShardPlace {
-                shard: placement.shard,
-                nodes: placement.replicas.iter().map(|replica| replica.node_number).collect(),
+                shard,
+                nodes: cluster.voting_nodes(shard),
                 leader_node,
                 leader_core_plus_one: leader_core.map_or(0, |core| u32::from(core) + 1),
             }
@@ -133,8 +132,8 @@ impl<R: Runtime> Core<R> {
         Ok(v1::ClusterStatusReply {
             cluster_name: cluster.record.cluster_name.clone(),
             cluster_id: cluster.record.cluster_id.to_bytes(),
-            epoch: STATIC_EPOCH,
-            members: cluster.record.members.iter().map(v1::Member::from).collect(),
+            epoch: cluster.epoch(),
+            members: cluster.members().map(|member| v1::Member::from(&member)).collect(),
             shards: shards.collect(),
             log_time_ms: self.runtime.wall_clock().0,
         })
@@ -213,7 +212,7 @@ impl<R: Runtime> Core<R> {
             return reply;
         };
         reply.node = Some(serving.cluster.identity());
-        reply.peers = serving.cluster.others().map(|member| self.peer_status(member)).collect();
+        reply.peers = serving.cluster.others().map(|member| self.peer_status(&member)).collect();
         let cut_off = reply.peers.iter().filter(|peer| !peer.connected);
         reply.problems = cut_off
             .map(|peer| format!("cannot talk to {} at {}: {}", peer.node_id, peer.address, peer.problem))
