@@ -31,8 +31,9 @@ use crate::record::{RecordHeader, RecordKind};
 use crate::run::{Entry, Use};
 use crate::types::{Extent, Extents, SegmentId, ShardId, Slot, VALUE_CHECKSUM_BYTES, value_checksum};
 
-/// Keys that are looked up together, and bytes of such keys.
-const ROUND_KEYS: usize = 64 << 10;
+/// Keys that are looked up together, and bytes of such keys: some 20 MB of memory for keys of 16 bytes. Each round may
+/// read the whole index once.
+const ROUND_KEYS: usize = 256 << 10;
 const ROUND_BYTES: usize = 16 << 20;
 /// Keys of one call to an index.
 const LOOKUP_KEYS: usize = 256;

@@ -143,11 +143,11 @@ async fn survey<R: Runtime>(inner: &Inner<R>) -> (Sizes, Vec<Candidate>) {
     let mut compaction = inner.compaction.borrow_mut();
     compaction.not_before.retain(|_, until| *until > now);
     let segments = inner.segments.borrow();
-    let mut total = 0;
+    // Of everything that any layer points to, also where it was moved from: that is hidden, and counts among it.
+    let total: u64 = alive.values().map(|alive| compaction.overhead.apply(*alive)).sum();
     let mut candidates = Vec::new();
     for segment in segments.used.keys().copied().filter(|segment| !inner.is_evacuated(*segment)) {
         let alive = compaction.overhead.apply(alive.get(&segment).copied().unwrap_or(0));
-        total += alive;
         // Without anything alive it is used again without a pass.
         // Slots that no index has yet may lead there once an installation is done, or a payload whole.
         let is_open = inner.staged.is_pinned(segment) || unfinished.contains(&segment);
