@@ -8,8 +8,13 @@ use std::path::Path;
 use prost::Message;
 
 /// Between nodes, and between clients and nodes, in frames.
-const NATIVE: [&str; 4] =
-    ["krita/v1/data.proto", "krita/v1/gossip.proto", "krita/v1/meta.proto", "krita/v1/peer.proto"];
+const NATIVE: [&str; 5] = [
+    "krita/v1/admin.proto",
+    "krita/v1/data.proto",
+    "krita/v1/gossip.proto",
+    "krita/v1/meta.proto",
+    "krita/v1/peer.proto",
+];
 
 /// Over gRPC, with what they import.
 const GRPC: [&str; 5] = [

@@ -166,7 +166,7 @@ impl<R: Runtime> Core<R> {
             let Serving { cluster, replicas, .. } = serving;
             let mut moves = 0;
             for replica in replicas.values_mut().filter(|replica| replica.is_leader()) {
-                let Some(to) = cluster.preferred_leader(replica.shard) else { continue };
+                let Some(to) = cluster.leader_to_be(replica.shard) else { continue };
                 let preferred = node_of(to).0;
                 if to == replica.id || moves == BALANCE_MOVES_MAX || now < replica.balance_at {
                     continue;

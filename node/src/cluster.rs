@@ -13,7 +13,7 @@ use krita_raft::{Configuration, ReplicaId};
 use krita_runtime::CoreId;
 
 use crate::identity::{ClusterRecord, Identity, Member, NodeUuid};
-use crate::meta::{self, META_SHARD, MemberState, MetaState, NodeNumber, Role, ShardNumber};
+use crate::meta::{self, JobKind, META_SHARD, MemberState, MetaState, NodeNumber, Role, ShardNumber};
 use crate::placement::{Candidate, PlacedReplica, ShardPlacement, place};
 
 /// The log of every node that holds the meta group.
@@ -98,6 +98,16 @@ impl Cluster {
     /// The replica that should lead the shard.
     pub(crate) fn preferred_leader(&self, shard: u32) -> Option<ReplicaId> {
         self.state.map().shard(ShardNumber(shard)).map(|of| of.preferred_leader)
+    }
+
+    /// The same, but `None` while a job takes that replica out of the group: it must not be given what it gives away.
+    pub(crate) fn leader_to_be(&self, shard: u32) -> Option<ReplicaId> {
+        let of = self.state.map().shard(ShardNumber(shard))?;
+        let leaves = of.job.and_then(|job| self.state.job(job)).and_then(|job| match job.kind {
+            JobKind::Change(change) => change.leaves,
+            JobKind::Drain(_) | JobKind::Decommission(_) => None,
+        });
+        (leaves != Some(of.preferred_leader)).then_some(of.preferred_leader)
     }
 
     /// The members of a shard's group when it was made.

@@ -9,19 +9,23 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use krita_raft::Term;
+use krita_raft::{FollowerStatus, ReplicationMode, Term};
 use krita_runtime::{CoreId, Instant, Mesh, Runtime};
 
 use crate::core::Core;
 use crate::failure::Failure;
 use crate::mesh::CoreMessage;
-use crate::meta::{self, Command, META_SHARD, Member, MetaState, NodeNumber};
-
-/// How often the leader looks around.
-const LEAD_INTERVAL: Duration = Duration::from_secs(1);
+use crate::meta::{
+    self, Command, Effect, FEATURE_MAX, META_SHARD, Member, MemberState, MetaState, NodeNumber, node_of,
+};
+use crate::meta_driving::Rounds;
+use crate::planner::NodeView;
 
 /// A node that is not heard for this long is down; so long must a leader have led before it says so of anybody.
 const DOWN_AFTER: Duration = Duration::from_secs(4);
+
+/// A replica of shard 0 that is no further behind than this many entries follows it.
+const FOLLOWS_WITHIN: u64 = 100;
 
 /// How long a command may take from its proposal to its outcome.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,22 +41,46 @@ impl<R: Runtime> Core<R> {
     /// Leads the meta group whenever this node is its leader.
     pub(crate) async fn lead_meta_group(self: Rc<Self>) {
         let mut leading: Option<Leading> = None;
+        let mut rounds = Rounds::default();
         while !self.is_ending() && !self.input.stop.is_set() {
-            self.runtime.sleep(LEAD_INTERVAL).await;
+            self.runtime.sleep(rounds.pause()).await;
             let Some((term, state)) = self.led_meta_state() else {
-                leading = None;
+                (leading, rounds) = (None, Rounds::default());
                 continue;
             };
             let now = self.runtime.now();
             let led = leading.filter(|led| led.term == term).unwrap_or(Leading { term, since: now });
             leading = Some(led);
-            for command in self.health_commands(&state, led.since) {
-                match self.propose_meta(&command).await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(refusal)) => tracing::debug!(?command, %refusal, "refused"),
-                    // Another leads, or nobody for now.
-                    Err(_) => break,
-                }
+            let health = self.health(&state, led.since);
+            let commands = health_commands(&state, &health, self.runtime.wall_clock().0);
+            let mut is_busy = false;
+            for command in commands.into_iter().chain(feature_command(&state)) {
+                is_busy |= self.try_command(&command).await;
+            }
+            is_busy |= self.follow_shards(&state, &mut rounds).await;
+            is_busy |= self.drive_jobs(&state, &health, &mut rounds).await;
+            // Before that, whoever has not been heard may only not have been heard yet.
+            if led.since + DOWN_AFTER <= now {
+                is_busy |= self.plan_when_due(&health, &mut rounds).await;
+            }
+            rounds.is_busy = is_busy;
+        }
+    }
+
+    /// Proposes a command; true if it did something.
+    pub(crate) async fn try_command(&self, command: &Command) -> bool {
+        match self.propose_meta(command).await {
+            Ok(Ok(effect)) => {
+                tracing::info!(?command, ?effect, "the cluster's state changes");
+                effect != Effect::Unchanged
+            }
+            Ok(Err(refusal)) => {
+                tracing::debug!(?command, %refusal, "refused");
+                false
+            }
+            Err(failure) => {
+                tracing::debug!(?command, reason = failure.message, "not proposed");
+                false
             }
         }
     }
@@ -107,38 +135,104 @@ impl<R: Runtime> Core<R> {
         outcome.await.unwrap_or_else(|_| Err(Failure::unknown_outcome("the meta group closed")))
     }
 
-    /// Says who has gone down and who is up again.
-    fn health_commands(&self, state: &MetaState, leads_since: Instant) -> Vec<Command> {
-        let now_ms = self.runtime.wall_clock().0.max(1);
-        let heard = self.heard_nodes(leads_since);
-        let report = |member: &Member, down_since_ms: u64| Command::ReportDown {
-            number: member.number,
-            expected: member.version,
-            down_since_ms,
-        };
-        let change = |member: &Member| match (heard.get(&member.number), member.down_since_ms) {
-            (Some(true), down) if down != 0 => Some(report(member, 0)),
-            (Some(false), 0) => Some(report(member, now_ms)),
-            (Some(_) | None, _) => None,
-        };
-        let commands = state.members().filter(|member| member.state != meta::MemberState::Retired);
-        commands.filter_map(change).collect()
+    /// How the members are, as far as this node can tell: the one place where that comes from.
+    pub(crate) fn health(&self, state: &MetaState, leads_since: Instant) -> Health {
+        let guard = self.serving.borrow();
+        let Some(serving) = guard.as_ref() else { return Health::new() };
+        let now = self.runtime.now();
+        let own = serving.cluster.node_number;
+        let status = serving.replicas.get(&META_SHARD.0).map(|replica| replica.raft.status());
+        let mut health = Health::new();
+        for member in state.members().filter(|member| member.state != MemberState::Retired) {
+            let number = member.number;
+            let at = self.peers.heard_at(number.0);
+            let is_up = number.0 == own || at.is_some_and(|at| now < at + DOWN_AFTER);
+            if !is_up && now < leads_since + DOWN_AFTER {
+                continue;
+            }
+            let room = match number.0 == own {
+                true => self.peers.own_room(),
+                false => self.peers.room_of(number.0, META_SHARD.0),
+            };
+            let follows_meta = number.0 == own
+                || status.as_ref().is_some_and(|status| {
+                    let here = |follower: &&FollowerStatus| node_of(follower.id) == number;
+                    status.followers.iter().find(here).is_some_and(|follower| {
+                        follower.is_caught_up
+                            || (follower.mode == ReplicationMode::Pipeline
+                                && follower.matched.0 + FOLLOWS_WITHIN > status.commit.0)
+                    })
+                });
+            health.insert(number, NodeView { alive: is_up, full: room.is_full(), follows_meta });
+        }
+        health
+    }
+}
+
+/// How the members are. Who is missing has not been heard yet, and may be up or down.
+pub(crate) type Health = BTreeMap<NodeNumber, NodeView>;
+
+/// Says who has gone down and who is up again.
+fn health_commands(state: &MetaState, health: &Health, now_ms: u64) -> Vec<Command> {
+    let report = |member: &Member, down_since_ms: u64| Command::ReportDown {
+        number: member.number,
+        expected: member.version,
+        down_since_ms,
+    };
+    let change = |member: &Member| match (health.get(&member.number)?.alive, member.down_since_ms) {
+        (true, down) if down != 0 => Some(report(member, 0)),
+        (false, 0) => Some(report(member, now_ms.max(1))),
+        (true | false, _) => None,
+    };
+    state.members().filter_map(change).collect()
+}
+
+/// Raises the feature version to the highest in which every member takes part.
+fn feature_command(state: &MetaState) -> Option<Command> {
+    let (active, expected) = state.feature();
+    let members = state.members().filter(|member| member.state != MemberState::Retired);
+    let to = members.map(|member| member.node.feature_max).min()?.min(FEATURE_MAX);
+    (to > active).then_some(Command::RaiseFeature { to, expected })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::tests::{apply, description, formed};
+    use crate::meta::{NodeDescription, Version};
+
+    fn view(alive: bool) -> NodeView {
+        NodeView { alive, full: false, follows_meta: true }
     }
 
-    /// Which members are up (true) or down (false), as far as this node can tell: the one place where that comes from.
-    fn heard_nodes(&self, leads_since: Instant) -> BTreeMap<NodeNumber, bool> {
-        let guard = self.serving.borrow();
-        let Some(serving) = guard.as_ref() else { return BTreeMap::new() };
-        let now = self.runtime.now();
-        let own = NodeNumber(serving.cluster.node_number);
-        let mut heard = BTreeMap::from([(own, true)]);
-        for member in serving.cluster.others() {
-            let at = self.peers.heard_at(member.number);
-            let is_up = at.is_some_and(|at| now < at + DOWN_AFTER);
-            if is_up || leads_since + DOWN_AFTER <= now {
-                heard.insert(NodeNumber(member.number), is_up);
-            }
+    #[test]
+    fn only_what_differs_is_reported() {
+        let mut state = formed(3, 8, 3);
+        let health = Health::from([(NodeNumber(1), view(true)), (NodeNumber(2), view(false))]);
+        let commands = health_commands(&state, &health, 500);
+        let down = Command::ReportDown { number: NodeNumber(2), expected: Version(0), down_since_ms: 500 };
+        assert_eq!(commands, [down], "nobody knows of node 3 yet");
+        assert!(apply(&mut state, &commands[0]).is_ok());
+        assert_eq!(health_commands(&state, &health, 900), []);
+        let well = Health::from([(NodeNumber(2), view(true))]);
+        let commands = health_commands(&state, &well, 900);
+        assert!(apply(&mut state, &commands[0]).is_ok());
+        assert!(!state.member(NodeNumber(2)).expect("a member").is_down());
+    }
+
+    #[test]
+    fn the_feature_version_rises_once_everybody_knows_it() {
+        let mut state = formed(2, 8, 3);
+        for number in [1, 2] {
+            assert_eq!(feature_command(&state), None, "node {number} has not said that it knows more");
+            let node = NodeDescription { feature_max: FEATURE_MAX, ..description(number) };
+            let expected = state.member(NodeNumber(number)).expect("a member").version;
+            let update = Command::UpdateMember { number: NodeNumber(number), expected, node };
+            apply(&mut state, &update).expect("accepted");
         }
-        heard
+        let raise = feature_command(&state).expect("all know it");
+        apply(&mut state, &raise).expect("accepted");
+        assert_eq!(state.feature().0, FEATURE_MAX);
+        assert_eq!(feature_command(&state), None);
     }
 }

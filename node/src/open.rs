@@ -266,6 +266,8 @@ impl<R: Runtime> Core<R> {
         if self.is_first() {
             let core = self.clone();
             self.runtime.spawn(TaskClass::Foreground, "lead", core.lead_meta_group());
+            let core = self.clone();
+            self.runtime.spawn(TaskClass::Background, "describe", core.describe_itself());
         }
         let guard = self.serving.borrow();
         let logs = guard.as_ref().map(|serving| serving.logs.iter()).into_iter().flatten();

@@ -355,7 +355,6 @@ impl<R: Runtime> Replica<R> {
 }
 
 impl<R: Runtime> Core<R> {
-    #[allow(dead_code, reason = "for whoever leads the meta group, which does not run yet")]
     /// Asks the leader of a shard who is in its group, wherever it is.
     pub(crate) async fn look_at_shard(
         self: &Rc<Self>,
@@ -365,7 +364,6 @@ impl<R: Runtime> Core<R> {
         self.send_order(shard, Order::Look, limit).await.map(|(view, _, _)| view)
     }
 
-    #[allow(dead_code, reason = "for whoever leads the meta group, which does not run yet")]
     /// Sends an order to the leader of its shard, wherever that is: what it says of its group then, how the order
     /// ended, and why. A failure changes nothing that sending the order again would not set right.
     pub(crate) async fn order_shard(

@@ -14,6 +14,7 @@ use prost::Message as _;
 
 use crate::failure::Failure;
 use crate::meta::META_SHARD;
+use crate::meta_requests::MetaChange;
 use crate::orders::Order;
 
 /// Room in an entry for the command's own header, beyond keys and values.
@@ -43,6 +44,12 @@ pub(crate) enum ShardOperation {
     Verify,
     /// Change the group, or tell who is in it.
     Order(Order),
+    /// Read the cluster's own state.
+    MetaRead {
+        without_shards: bool,
+    },
+    /// Change the cluster's own state.
+    MetaChange(Box<MetaChange>),
 }
 
 /// Changes to keys of one shard, all or none.
@@ -106,6 +113,8 @@ impl ShardRequest {
             FrameKind::Scan => decode_scan(body, shard_count),
             FrameKind::Verify => decode_verify(body, shard_count),
             FrameKind::ShardOrder => decode_order(body, shard_count),
+            FrameKind::ClusterRead => decode_meta_read(body),
+            FrameKind::ClusterChange => decode_meta_change(body),
             _ => return None,
         };
         Some(decoded.map(|(shard, operation, timeout_ms)| Self {
@@ -121,13 +130,27 @@ impl ShardRequest {
         }))
     }
 
+    /// Whether only nodes may ask for it, of themselves.
+    pub(crate) fn is_between_nodes(&self) -> bool {
+        match &self.operation {
+            ShardOperation::MetaChange(change) => change.is_between_nodes(),
+            ShardOperation::Write(_)
+            | ShardOperation::Get { .. }
+            | ShardOperation::Scan(_)
+            | ShardOperation::Verify
+            | ShardOperation::Order(_)
+            | ShardOperation::MetaRead { .. } => false,
+        }
+    }
+
     /// Whether a lost answer leaves the outcome open.
     pub(crate) fn changes_data(&self) -> bool {
         match &self.operation {
             ShardOperation::Write(write) => write.changes_data(),
             ShardOperation::Get { .. } | ShardOperation::Scan(_) | ShardOperation::Verify => false,
             // Whoever repeats one does no harm.
-            ShardOperation::Order(_) => false,
+            ShardOperation::Order(_) | ShardOperation::MetaRead { .. } => false,
+            ShardOperation::MetaChange(_) => true,
         }
     }
 }
@@ -246,6 +269,19 @@ fn decode_order(body: &Bytes, shard_count: u32) -> Decoded {
         check_shard(order.shard, shard_count)?;
     }
     Ok((order.shard, ShardOperation::Order(Order::from_wire(&order)?), order.timeout_ms))
+}
+
+fn decode_meta_read(body: &Bytes) -> Decoded {
+    let read = v1::ClusterRead::decode(body.clone()).map_err(malformed)?;
+    let operation = ShardOperation::MetaRead { without_shards: read.without_shards };
+    Ok((META_SHARD.0, operation, read.timeout_ms))
+}
+
+fn decode_meta_change(body: &Bytes) -> Decoded {
+    let change = v1::ClusterChange::decode(body.clone()).map_err(malformed)?;
+    let timeout_ms = change.timeout_ms;
+    let operation = ShardOperation::MetaChange(Box::new(MetaChange::from_wire(change)?));
+    Ok((META_SHARD.0, operation, timeout_ms))
 }
 
 fn single(operation: KeyOperation, request_id: Option<v1::RequestId>) -> ShardOperation {

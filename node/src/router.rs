@@ -90,6 +90,16 @@ impl<R: Runtime> Core<R> {
                 self.runtime.spawn(TaskClass::Foreground, "order", carry_out);
                 return;
             }
+            ShardOperation::MetaRead { without_shards } => {
+                let read = self.clone().read_meta(without_shards, deadline, responder);
+                self.runtime.spawn(TaskClass::Foreground, "meta-read", read);
+                return;
+            }
+            ShardOperation::MetaChange(change) => {
+                let changed = self.clone().change_meta(*change, responder);
+                self.runtime.spawn(TaskClass::Foreground, "meta-change", changed);
+                return;
+            }
             ShardOperation::Write(write) => self.submit_write(replica, write, deadline, responder),
         }
         self.touch(replica);

@@ -331,6 +331,10 @@ impl<R: Runtime> Core<R> {
             Some(_) if shard_count.is_none() => {
                 self.open_responder(session, frame.correlation, false).fail(&self.not_serving());
             }
+            Some(Ok(request)) if session.node.is_none() && request.is_between_nodes() => {
+                let failure = Failure::new(ErrorCode::PermissionDenied, "only nodes ask for this");
+                self.open_responder(session, frame.correlation, false).fail(&failure);
+            }
             // A node asks for data only on behalf of a client whom it has let in itself.
             Some(Ok(request)) if session.node.is_some() && !self.may_forward(session, &request) => {
                 let failure = Failure::new(

@@ -106,7 +106,7 @@ impl<R: Runtime> Core<R> {
     }
 
     /// Waits until the shard has confirmed and applied everything acknowledged before this call.
-    async fn barrier(&self, shard: u32, deadline: Instant) -> Result<(), Failure> {
+    pub(crate) async fn barrier(&self, shard: u32, deadline: Instant) -> Result<(), Failure> {
         let (sender, receiver) = oneshot::channel();
         let now = self.runtime.now();
         let read = PendingRead { read: Read::Barrier(sender), deadline };

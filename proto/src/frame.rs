@@ -173,6 +173,14 @@ kinds! {
     ShardOrder = 28, Request;
     /// Answers a shard order.
     ShardView = 29, Reply;
+    /// Reads the cluster's own state.
+    ClusterRead = 30, Request;
+    /// Answers a cluster read.
+    ClusterReadReply = 31, Reply;
+    /// Changes the cluster's own state.
+    ClusterChange = 32, Request;
+    /// Answers a cluster change.
+    ClusterChangeReply = 33, Reply;
     /// Raft messages of many groups, from one core to one core.
     RaftBurst = 64, OneWay;
     /// Starts a snapshot of one shard.
@@ -257,6 +265,8 @@ requests! {
     FetchValue => FetchValueReply,
     CompareHashes => CompareHashesReply,
     ShardOrder => ShardView,
+    ClusterRead => ClusterReadReply,
+    ClusterChange => ClusterChangeReply,
     AskMembership => AskMembershipReply,
 }
 

@@ -52,6 +52,11 @@ impl MetaState {
         bytes.into()
     }
 
+    /// The state as a message.
+    pub(crate) fn to_message(&self) -> v1::MetaSnapshot {
+        to_wire(self)
+    }
+
     /// Reads what [`MetaState::encode`] wrote.
     ///
     /// # Errors

@@ -258,6 +258,14 @@ pub(crate) fn node_to_wire(node: &NodeDescription) -> v1::MetaNode {
     }
 }
 
+/// What a node that wants to join says.
+pub(crate) fn join_from_wire(join: v1::MetaJoin) -> Result<Join, CommandError> {
+    match from_wire(Wire::Join(join))? {
+        Command::Join(join) => Ok(join),
+        _ => Err(Unknown("it is no join")),
+    }
+}
+
 pub(crate) fn node_from_wire(node: Option<v1::MetaNode>) -> Result<NodeDescription, CommandError> {
     let node = node.ok_or(Unknown("no node is described"))?;
     Ok(NodeDescription {
