@@ -406,8 +406,9 @@ fn leader_of(cluster: &Cluster, client: &Client, key: &str) -> (u16, BTreeSet<u3
     let leader = wait_until("the key's shard has a leader", HEALTH_MAX, || {
         cluster.numbers().find_map(|node| {
             let shards = client.node_status(&cluster.address(node)).ok()?.shards;
-            let led = shards.iter().filter(|shard| shard.role == "leader").map(|shard| shard.shard);
-            let led: BTreeSet<u32> = led.collect();
+            // Shard 0 holds no keys.
+            let led = shards.iter().filter(|shard| shard.shard != 0 && shard.role == "leader");
+            let led: BTreeSet<u32> = led.map(|shard| shard.shard).collect();
             led.contains(&wanted).then_some((node, led))
         })
     });

@@ -137,6 +137,16 @@ impl Client {
         self.runtime.block_on(self.client.verify_all(shards))
     }
 
+    /// See [`crate::Client::read_cluster`].
+    pub fn read_cluster(&self, without_shards: bool) -> Result<v1::MetaSnapshot> {
+        self.runtime.block_on(self.client.read_cluster(without_shards))
+    }
+
+    /// See [`crate::Client::change_cluster`].
+    pub fn change_cluster(&self, change: v1::cluster_change::Change) -> Result<v1::ClusterChangeReply> {
+        self.runtime.block_on(self.client.change_cluster(change))
+    }
+
     /// See [`crate::Client::scrub`].
     pub fn scrub(&self, address: &str) -> Result<()> {
         self.runtime.block_on(self.client.scrub(address))

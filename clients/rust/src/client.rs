@@ -26,6 +26,9 @@ const BATCHES_AT_ONCE: usize = 128;
 /// How long a member may take to say how it is.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long one node may take for what concerns the cluster's own state.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(6);
+
 /// A connection to a cluster. Cheap to clone; usable from any task and thread of a tokio runtime.
 ///
 /// Every call ends within its timeout; where a call has many parts, as [`Client::put_many`] and scans do, each part
@@ -224,6 +227,17 @@ impl Client {
         let mut verified = in_parallel(shards, BATCHES_AT_ONCE, verify, &self.cluster).await;
         verified.sort_by_key(|(shard, _)| *shard);
         verified
+    }
+
+    /// The cluster's own state, no older than this call: members, shard map, settings and jobs.
+    pub async fn read_cluster(&self, without_shards: bool) -> Result<v1::MetaSnapshot> {
+        self.cluster.read_cluster(without_shards, ADMIN_TIMEOUT).await
+    }
+
+    /// Changes the cluster's own state: a setting, a job to begin or to cancel, who should lead. An error has changed
+    /// nothing, unless it says that the outcome is unknown; asking again does no harm then.
+    pub async fn change_cluster(&self, change: v1::cluster_change::Change) -> Result<v1::ClusterChangeReply> {
+        self.cluster.change_cluster(change, ADMIN_TIMEOUT).await
     }
 
     /// Has the node at `address` read and check everything that it stores, beginning now. Its status tells how it goes.

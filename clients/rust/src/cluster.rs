@@ -472,6 +472,48 @@ impl Cluster {
         }
     }
 
+    /// The cluster's own state, from whichever node can say it.
+    pub(crate) async fn read_cluster(
+        &self,
+        without_shards: bool,
+        limit: Duration,
+    ) -> Result<v1::MetaSnapshot> {
+        let mut told = None;
+        let timeout_ms = server_timeout_ms(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        for target in self.informants() {
+            let request = Request::ClusterRead(v1::ClusterRead { without_shards, timeout_ms });
+            match self.ask(&target, request, limit).await {
+                Ok(Response::ClusterRead(reply)) => return Ok(reply.state.unwrap_or_default()),
+                Ok(other) => return Err(unexpected(&other)),
+                Err(error) => told = Some(more_telling(told, error)),
+            }
+        }
+        Err(told.expect("there is at least one node"))
+    }
+
+    /// Changes the cluster's own state, by way of the first node that takes the request. Asked of another node only
+    /// while nothing was changed for certain.
+    pub(crate) async fn change_cluster(
+        &self,
+        change: v1::cluster_change::Change,
+        limit: Duration,
+    ) -> Result<v1::ClusterChangeReply> {
+        let mut told = None;
+        let timeout_ms = server_timeout_ms(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        for target in self.informants() {
+            let request = v1::ClusterChange { change: Some(change.clone()), timeout_ms };
+            match self.ask(&target, Request::ClusterChange(request), limit).await {
+                Ok(Response::ClusterChange(reply)) => return Ok(reply),
+                Ok(other) => return Err(unexpected(&other)),
+                Err(error) if matches!(error.code(), ErrorCode::Unavailable | ErrorCode::NotReady) => {
+                    told = Some(more_telling(told, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(told.expect("there is at least one node"))
+    }
+
     /// Compares the replicas of one shard.
     pub(crate) async fn verify(&self, shard: u32) -> Result<v1::VerifyReply> {
         let mut call = self.call(CallKind::Read, None);

@@ -11,6 +11,7 @@
 //! - `plan`: what is fixed before; `cluster`: the nodes; `nemesis`: the faults; `rot`: a node with a bad disk;
 //!   `observer`: what nodes say meanwhile.
 //! - `client`, `link`: the client library's core on simulated streams; `workload`, `data`: what clients do.
+//! - `meta`: the meta group, by itself.
 //! - `trace`: what nodes say in their logs, counted.
 
 pub(crate) mod checks;
@@ -18,6 +19,7 @@ pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod data;
 mod link;
+pub mod meta;
 mod nemesis;
 pub(crate) mod observer;
 pub(crate) mod plan;

@@ -30,6 +30,10 @@ pub enum Request {
     Verify(v1::Verify),
     /// Has the node read and check all that it stores.
     Scrub(v1::Scrub),
+    /// Reads the cluster's own state.
+    ClusterRead(v1::ClusterRead),
+    /// Changes the cluster's own state.
+    ClusterChange(v1::ClusterChange),
 }
 
 impl Request {
@@ -45,6 +49,8 @@ impl Request {
             Self::NodeStatus(_) => FrameKind::NodeStatus,
             Self::Verify(_) => FrameKind::Verify,
             Self::Scrub(_) => FrameKind::Scrub,
+            Self::ClusterRead(_) => FrameKind::ClusterRead,
+            Self::ClusterChange(_) => FrameKind::ClusterChange,
         }
     }
 
@@ -60,6 +66,8 @@ impl Request {
             Self::NodeStatus(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
             Self::Verify(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
             Self::Scrub(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
+            Self::ClusterRead(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
+            Self::ClusterChange(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
         }
     }
 
@@ -74,7 +82,9 @@ impl Request {
             | Self::ClusterStatus(_)
             | Self::NodeStatus(_)
             | Self::Verify(_)
-            | Self::Scrub(_) => {}
+            | Self::Scrub(_)
+            | Self::ClusterRead(_)
+            | Self::ClusterChange(_) => {}
         }
     }
 
@@ -87,6 +97,8 @@ impl Request {
             Self::Batch(message) => message.timeout_ms = milliseconds,
             Self::Scan(message) => message.timeout_ms = milliseconds,
             Self::Verify(message) => message.timeout_ms = milliseconds,
+            Self::ClusterRead(message) => message.timeout_ms = milliseconds,
+            Self::ClusterChange(message) => message.timeout_ms = milliseconds,
             Self::ClusterStatus(_) | Self::NodeStatus(_) | Self::Scrub(_) => {}
         }
     }
@@ -111,6 +123,10 @@ pub enum Response {
     Verify(v1::VerifyReply),
     /// To a scrub.
     Scrub(v1::ScrubReply),
+    /// To a cluster read.
+    ClusterRead(Box<v1::ClusterReadReply>),
+    /// To a cluster change.
+    ClusterChange(v1::ClusterChangeReply),
 }
 
 impl Response {
@@ -125,6 +141,8 @@ impl Response {
             FrameKind::NodeStatusReply => frame.decode().map(Box::new).map(Self::NodeStatus),
             FrameKind::VerifyReply => frame.decode().map(Self::Verify),
             FrameKind::ScrubReply => frame.decode().map(Self::Scrub),
+            FrameKind::ClusterReadReply => frame.decode().map(Box::new).map(Self::ClusterRead),
+            FrameKind::ClusterChangeReply => frame.decode().map(Self::ClusterChange),
             other => unreachable!("no request of a client is answered by a {other} frame"),
         }
     }
@@ -136,7 +154,13 @@ impl Response {
             Self::Get(reply) => reply.served_by.as_ref(),
             Self::Batch(reply) => reply.served_by.as_ref(),
             Self::Scan(reply) => reply.served_by.as_ref(),
-            Self::ClusterStatus(_) | Self::NodeStatus(_) | Self::Verify(_) | Self::Scrub(_) => None,
+            // Where the cluster's own state is kept is nobody's business but the nodes'.
+            Self::ClusterStatus(_)
+            | Self::NodeStatus(_)
+            | Self::Verify(_)
+            | Self::Scrub(_)
+            | Self::ClusterRead(_)
+            | Self::ClusterChange(_) => None,
         }
     }
 }
