@@ -1,9 +1,9 @@
 //! The leader of the meta group sees to it that shards become what the map's jobs want, and that the map follows what
-//! they are: it asks the shards' leaders, has [`driver`] say what comes next, and proposes or orders that. When nothing is
-//! wrong with what runs, it has [`planner`] say what else should.
+//! they are: it asks the shards' leaders, has [`driver`] say what comes next, and proposes or orders that. Beside what
+//! runs, it has [`planner`] say what else should.
 //!
-//! All of it follows from the state and from what the shards say now. An order that was lost, or sent by a leader that is
-//! none any more, is made again by whoever leads next.
+//! All of it follows from the state and from what the shards say now. An order that was lost, or sent by a leader that
+//! is none any more, is made again by whoever leads next.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -16,7 +16,10 @@ use krita_runtime::{Instant, Runtime};
 use crate::core::Core;
 use crate::failure::Failure;
 use crate::meta::driver::{self, Next};
-use crate::meta::{JobKind, JobNumber, MetaState, NodeNumber, Setting, ShardNumber, Version};
+use crate::meta::{
+    Enters, JobKind, JobNumber, META_SHARD, MetaState, NodeNumber, Reason, Setting, ShardNumber, Version,
+    node_of,
+};
 use crate::meta_leader::Health;
 use crate::planner::{self, Finding, Input, Plan, Step};
 
@@ -163,7 +166,8 @@ impl<R: Runtime> Core<R> {
         if !is_anybody_down && rounds.nothing_for.as_ref() == Some(&basis) {
             return false;
         }
-        let plan = self.plan(&state, health);
+        let mut plan = self.plan(&state, health);
+        plan.steps.retain(begins_by_itself);
         let now = self.runtime.now();
         rounds.plan_at = now + PLAN_INTERVAL.max(now.since(began) * PLAN_SHARE);
         if plan.findings != rounds.findings {
@@ -220,19 +224,33 @@ impl<R: Runtime> Core<R> {
     }
 }
 
+/// Whether a step is begun without anybody asking for it. What evens out, spreads or tidies replicas of data shards
+/// waits for a request to rebalance: an admin may be changing shards by orders of their own.
+fn begins_by_itself(step: &Step) -> bool {
+    match step {
+        Step::Change(start) => match start.reason {
+            Reason::Repair | Reason::Leaving | Reason::MetaGroup | Reason::Operator => true,
+            Reason::ReplicationFactor | Reason::Zones | Reason::Balance | Reason::Leftover => {
+                start.shard == META_SHARD
+            }
+        },
+        Step::PreferLeader { .. } | Step::Activate { .. } | Step::Remove { .. } => true,
+    }
+}
+
 fn step_text(step: &Step) -> String {
     match step {
         Step::Change(start) => {
             let enters = match start.enters {
-                crate::meta::Enters::Nobody => String::new(),
-                crate::meta::Enters::NewOn(node) => format!(", to node {node}"),
-                crate::meta::Enters::Existing(id) => format!(", to node {}", crate::meta::node_of(id)),
+                Enters::Nobody => String::new(),
+                Enters::NewOn(node) => format!(", to node {node}"),
+                Enters::Existing(id) => format!(", to node {}", node_of(id)),
             };
-            let leaves = start.leaves.map(|id| format!(", from node {}", crate::meta::node_of(id)));
+            let leaves = start.leaves.map(|id| format!(", from node {}", node_of(id)));
             format!("shard {}{}{enters}: {:?}", start.shard, leaves.unwrap_or_default(), start.reason)
         }
         Step::PreferLeader { shard, replica, .. } => {
-            format!("shard {shard} is to be led by node {}", crate::meta::node_of(*replica))
+            format!("shard {shard} is to be led by node {}", node_of(*replica))
         }
         Step::Activate { number, .. } => format!("node {number} takes its share"),
         Step::Remove { number, .. } => format!("node {number} is removed"),
@@ -260,7 +278,7 @@ mod tests {
 
     use super::*;
     use crate::meta::tests::{apply, formed};
-    use crate::meta::{Command, Enters, Reason, StartChange};
+    use crate::meta::{Command, StartChange};
 
     #[test]
     fn every_shard_is_looked_at_in_turn_but_those_with_a_job() {

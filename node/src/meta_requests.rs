@@ -1,5 +1,5 @@
-//! Requests on the cluster's own state: what an admin reads and changes, and what nodes say of themselves. They go where
-//! a write to a shard goes: to the leader of shard 0, wherever that is.
+//! Requests on the cluster's own state: what an admin reads and changes, and what nodes say of themselves. They go
+//! where a write to a shard goes: to the leader of shard 0, wherever that is.
 //!
 //! A request says what is wanted, not of which version: the leader makes the commands from the state that it has, and
 //! makes them anew where the state has changed meanwhile.
