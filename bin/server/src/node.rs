@@ -159,6 +159,7 @@ async fn check_storage(runtime: &GlommioRuntime, config: &Config, is_fresh: bool
     let free = runtime.available_bytes(&folder).await.map_err(|error| {
         Failure::new(format!("cannot learn how much space {} has: {error}", folder.display()))
     })?;
+    warn_of_small_reserve(config);
     if free >= needed {
         return Ok(());
     }
@@ -172,6 +173,18 @@ async fn check_storage(runtime: &GlommioRuntime, config: &Config, is_fresh: bool
         config.segment_bytes >> 20,
         config.disk_reserve_bytes >> 20,
     )))
+}
+
+/// A full log makes room by moving what is alive in one segment into another, which comes out of the reserve.
+fn warn_of_small_reserve(config: &Config) {
+    let wanted = u64::from(cores(config)) * config.segment_bytes;
+    if config.disk_reserve_bytes < wanted {
+        tracing::warn!(
+            disk_reserve_bytes = config.disk_reserve_bytes,
+            wanted_bytes = wanted,
+            "the reserve is smaller than a segment for each core: on a full disk, deletes may make no room"
+        );
+    }
 }
 
 /// The folder itself, or the nearest one above it that exists.

@@ -151,7 +151,8 @@ pub const KEYS: [Key; 31] = [
         "Size of one segment of the log, a multiple of 1 MiB; each core keeps some ready."),
     key("disk_reserve_bytes", Kind::Bytes { min: MIB, max: 1024 * GIB }, Some("256MiB"),
         "What the file system of data_directory keeps free: with less, new values are refused until space is made by \
-         deletes, which may use it, or a larger disk; a node does not start with less."),
+         deletes, which may use it, or a larger disk; a node does not start with less. At least a segment for each \
+         core, or a full disk makes no room."),
     key("memtable_bytes", Kind::BytesOrAuto { min: MIB, max: 1024 * GIB }, Some("auto"),
         "Memory for what was written of late, before it goes into sorted runs, over all cores; auto: a sixteenth of \
          the machine's, at least 16 MiB."),
