@@ -25,6 +25,9 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(100);
 const BALANCE_INTERVAL: Duration = Duration::from_millis(500);
 const BALANCE_MOVES_MAX: usize = 4;
 
+/// How long one that has just come to lead is left alone.
+const BALANCE_AFTER: Duration = Duration::from_millis(2_500);
+
 /// How long a leader that could not be moved is left alone: while a move is tried the shard takes no writes, and a
 /// target with a hung disk looks well.
 const BALANCE_RETRY: Duration = Duration::from_secs(15);
@@ -60,7 +63,7 @@ impl<R: Runtime> Core<R> {
         let mut guard = self.serving.borrow_mut();
         let Some(serving) = guard.as_mut() else { return };
         let mut superseded = Vec::new();
-        for replica in serving.replicas.values_mut() {
+        for replica in serving.replicas.values_mut().filter(|replica| !replica.belonging.is_leaving) {
             if replica.raft.next_tick() <= raft_time(now) {
                 replica.raft.tick(raft_time(now));
                 self.touch(replica);
@@ -107,8 +110,7 @@ impl<R: Runtime> Core<R> {
             if owner.is_some_and(|owner| owner != peer.core) {
                 continue;
             }
-            let on_node = replica.nodes.iter().find(|(_, number)| **number == peer.node_number);
-            if let Some(id) = on_node.map(|(id, _)| *id) {
+            if let Some(id) = replica.member_on(peer.node_number) {
                 tell(replica, id);
                 self.touch(replica);
             }
@@ -168,6 +170,10 @@ impl<R: Runtime> Core<R> {
             for replica in replicas.values_mut().filter(|replica| replica.is_leader()) {
                 let Some(to) = cluster.leader_to_be(replica.shard) else { continue };
                 let preferred = node_of(to).0;
+                if std::mem::take(&mut replica.has_just_won) {
+                    // It may lead by somebody's wish, who is about to go on.
+                    replica.balance_at = replica.balance_at.max(now + BALANCE_AFTER);
+                }
                 if to == replica.id || moves == BALANCE_MOVES_MAX || now < replica.balance_at {
                     continue;
                 }
@@ -240,9 +246,8 @@ impl<R: Runtime> Core<R> {
                 .followers
                 .iter()
                 .filter(|follower| follower.mode == ReplicationMode::Pipeline)
-                .filter(|follower| {
-                    replica.nodes.get(&follower.id).is_some_and(|node| self.peers.is_connected(*node))
-                })
+                .filter(|follower| replica.raft.configuration().voters.contains(&follower.id))
+                .filter(|follower| self.peers.is_connected(node_of(follower.id).0))
                 .max_by_key(|follower| follower.matched);
             if let Some(best) = best {
                 led += 1;

@@ -15,6 +15,7 @@ use krita_runtime::CoreId;
 use crate::identity::{ClusterRecord, Identity, Member, NodeUuid};
 use crate::meta::{self, JobKind, META_SHARD, MemberState, MetaState, NodeNumber, Role, ShardNumber};
 use crate::placement::{Candidate, PlacedReplica, ShardPlacement, place};
+use crate::replica_notes::{Note, ReplicaNotes};
 
 /// The log of every node that holds the meta group.
 pub(crate) const META_LOG: u16 = 0;
@@ -30,7 +31,9 @@ pub(crate) struct Cluster {
     pub(crate) genesis: Arc<MetaState>,
     /// The newest state of the meta group that is applied here.
     pub(crate) state: Arc<MetaState>,
-    /// By shard number: the log of this node that owns the shard, if the node has a replica of it.
+    /// Which replicas this node holds, and held, when it started.
+    pub(crate) noted: Arc<ReplicaNotes>,
+    /// By shard number: the log of this node that owns the shard, or would if the node had a replica of it.
     pub(crate) shard_logs: Vec<Option<u16>>,
     /// Logs in the data directory; at least as many as cores.
     pub(crate) logs_total: u16,
@@ -44,20 +47,20 @@ impl Cluster {
         self.record.shard_count
     }
 
-    /// The core of this node that owns the shard; `None` if the node holds no replica of it.
+    /// The core of this node that owns the shard, whether or not there is a replica; `None`: there is no such shard.
     pub(crate) fn core_of(&self, shard: u32) -> Option<CoreId> {
         self.log_of(shard).map(|log| self.core_of_log(log))
     }
 
-    /// The log of this node that owns the shard; `None` if the node holds no replica of it.
+    /// The log of this node that owns the shard, whether or not it holds a replica; `None`: there is no such shard.
     pub(crate) fn log_of(&self, shard: u32) -> Option<u16> {
         *self.shard_logs.get(shard as usize)?
     }
 
-    /// The shards of one log of this node.
+    /// The shards of one log of this node of which it held a replica when it started.
     pub(crate) fn shards_of(&self, log: u16) -> impl Iterator<Item = u32> {
         let owned = (0..).zip(&self.shard_logs).filter(move |(_, owner)| **owner == Some(log));
-        owned.map(|(shard, _)| shard)
+        owned.map(|(shard, _)| shard).filter(|shard| self.noted.held(*shard).is_some())
     }
 
     /// The core that owns a log of this node.
@@ -74,11 +77,6 @@ impl Cluster {
     /// Grows with every change of the shard map.
     pub(crate) fn epoch(&self) -> u64 {
         self.state.map().epoch()
-    }
-
-    /// Where the shard's replicas are, as the map has it now; whoever should lead comes first.
-    pub(crate) fn placement(&self, shard: u32) -> Option<ShardPlacement> {
-        self.state.map().shard(ShardNumber(shard)).map(|of| placement_of(shard, of))
     }
 
     /// Where the shard's replicas were when the cluster was formed.
@@ -150,8 +148,7 @@ impl Cluster {
         self.members().filter(|member| member.number != self.node_number)
     }
 
-    /// For each shard the core of this node that owns it, in the form of `HelloReply.shard_cores`
-    /// (`u32::MAX`: no replica here).
+    /// For each shard the core of this node that owns it, in the form of `HelloReply.shard_cores`.
     pub(crate) fn shard_cores(&self) -> Vec<u32> {
         (1..=self.shard_count())
             .map(|shard| self.core_of(shard).map_or(u32::MAX, |core| u32::from(core.0)))
@@ -212,4 +209,14 @@ fn first_meta_configuration(genesis: &MetaState) -> Configuration {
     let shard = genesis.map().shard(META_SHARD).expect("every map has the meta group");
     let of = |role: Role| shard.replicas.iter().filter(move |replica| replica.role == role);
     Configuration::new(of(Role::Voter).map(|replica| replica.id), of(Role::Learner).map(|replica| replica.id))
+}
+
+/// The replicas that a node holds when the cluster is formed.
+pub(crate) fn founding_notes(genesis: &MetaState, node_number: u32) -> ReplicaNotes {
+    let mut notes = ReplicaNotes::default();
+    let replicas = genesis.map().shards().flat_map(|(_, shard)| &shard.replicas);
+    for replica in replicas.filter(|replica| replica.node().0 == node_number) {
+        notes.note(Note { replica: replica.id, is_removed: false });
+    }
+    notes
 }

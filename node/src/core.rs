@@ -12,7 +12,7 @@
 //! await. A task that touches a replica notes so with `touch`; `emit` then does the rest at the end of the round.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +34,7 @@ use crate::mesh::{CoreMessage, Serve};
 use crate::meta::MetaState;
 use crate::peers::Peers;
 use crate::replica::Replica;
+use crate::replica_notes::ReplicaNotes;
 use crate::responder::Responder;
 use crate::snapshots::Incoming;
 
@@ -114,6 +115,10 @@ pub(crate) struct Core<R: Runtime> {
     pub(crate) connections: Cell<u32>,
     /// Orders to shards that are being carried out here.
     pub(crate) orders_waiting: Cell<u32>,
+    /// Shards whose replica is being opened or dropped; see `membership`.
+    pub(crate) changing: RefCell<BTreeSet<u32>>,
+    /// A task writes a file of replica notes.
+    pub(crate) is_noting: Cell<bool>,
     /// What serves connections that speak HTTP; set when the core starts.
     pub(crate) http: OnceCell<Rc<HttpServer<R, Doors<R>>>>,
     /// Scans over all shards that run here; see `scanning`.
@@ -133,6 +138,10 @@ pub(crate) struct Serving<R: Runtime> {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) logs: Vec<LogWriter<R>>,
     pub(crate) replicas: BTreeMap<u32, Replica<R>>,
+    /// Which replicas of this core's shards are here and which must not come back.
+    pub(crate) notes: ReplicaNotes,
+    /// By shard: where the others were when its replica here was removed.
+    pub(crate) departed: BTreeMap<u32, Vec<u32>>,
 }
 
 impl<R: Runtime> Core<R> {
@@ -172,6 +181,8 @@ impl<R: Runtime> Core<R> {
             incoming: RefCell::default(),
             connections: Cell::new(0),
             orders_waiting: Cell::new(0),
+            changing: RefCell::default(),
+            is_noting: Cell::new(false),
             http: OnceCell::new(),
             scans: Cell::new(0),
             forming_status: RefCell::new(("starting".to_owned(), Vec::new())),

@@ -13,6 +13,7 @@ use krita_runtime::{Instant, Runtime};
 
 use crate::core::Core;
 use crate::failure::Failure;
+use crate::meta::node_of;
 use crate::replica::Replica;
 use crate::responder::Responder;
 
@@ -173,13 +174,12 @@ impl<R: Runtime> Core<R> {
     fn other_nodes(&self, shard: u32) -> Vec<u32> {
         let guard = self.serving.borrow();
         let replica = guard.as_ref().and_then(|serving| serving.replicas.get(&shard));
-        replica.map(|replica| replica.source.others.clone()).unwrap_or_default()
+        replica.map(|replica| replica.source.others.borrow().clone()).unwrap_or_default()
     }
 
     fn replica_on(&self, shard: u32, node: u32) -> Option<ReplicaId> {
         let guard = self.serving.borrow();
-        let replica = guard.as_ref()?.replicas.get(&shard)?;
-        replica.nodes.iter().find(|(_, number)| **number == node).map(|(id, _)| *id)
+        guard.as_ref()?.replicas.get(&shard)?.member_on(node)
     }
 
     async fn act_on(self: &Rc<Self>, shard: u32, said: &Said) {
@@ -208,15 +208,15 @@ impl<R: Runtime> Core<R> {
 
     /// Has the replicas that differ from the majority's hash filled anew.
     async fn quarantine(self: &Rc<Self>, shard: u32, index: u64, hash: u64, replicas: &[ReplicaId]) {
-        let about = self.with_replica(shard, |replica| (replica.id, replica.nodes.clone()));
-        let Some((own, nodes)) = about else { return };
+        let Some(own) = self.with_replica(shard, |replica| replica.id) else { return };
         let point = v1::AppliedHash { shard, index, state_hash: hash };
         for replica in replicas {
             if *replica == own {
                 self.on_divergence(&point);
-            } else if let Some(node) = nodes.get(replica) {
+            } else {
+                let node = node_of(*replica).0;
                 let request = v1::CompareHashes { hashes: Vec::new(), diverged: vec![point] };
-                if let Err(error) = self.peers.request(*node, shard, &request, COMPARE_TIMEOUT).await {
+                if let Err(error) = self.peers.request(node, shard, &request, COMPARE_TIMEOUT).await {
                     // It will differ the next time, too.
                     tracing::warn!(shard, node, %error, "a replica that differs was not told");
                 }
@@ -272,19 +272,20 @@ impl<R: Runtime> Core<R> {
             self.runtime.sleep(VERIFY_RETRY).await;
         }
         let (index, hashes) = best.unwrap_or_default();
-        let nodes = self.with_replica(shard, |replica| replica.nodes.clone()).unwrap_or_default();
-        let replicas: Vec<v1::ReplicaHash> = nodes
+        let members = self.with_replica(shard, |replica| replica.raft.configuration().members());
+        let members = members.unwrap_or_default();
+        let replicas: Vec<v1::ReplicaHash> = members
             .iter()
-            .map(|(id, node)| {
+            .map(|id| {
                 let known = hashes.iter().find(|(replica, _)| replica == id);
                 v1::ReplicaHash {
-                    node_number: *node,
+                    node_number: node_of(*id).0,
                     known: known.is_some(),
                     state_hash: known.map_or(0, |(_, hash)| *hash),
                 }
             })
             .collect();
-        let equal = judge(&hashes, nodes.len()) == Verdict::Equal;
+        let equal = judge(&hashes, members.len()) == Verdict::Equal;
         responder.message(&v1::VerifyReply { shard, index, replicas, equal });
     }
 }

@@ -15,7 +15,7 @@ use krita_runtime::{Runtime, TaskClass};
 use crate::applying::{Applied, FetchedVersions, Wanted};
 use crate::command;
 use crate::core::{Core, Serving};
-use crate::meta::META_SHARD;
+use crate::meta::{META_SHARD, node_of};
 use crate::replica::{Replica, raft_time};
 use crate::scrubbing::Scrub;
 use crate::wire::{self, Payload};
@@ -129,9 +129,14 @@ impl<R: Runtime> Core<R> {
         let Serving { replicas, logs, .. } = serving;
         let Some(replica) = replicas.get_mut(&shard) else { return };
         replica.is_dirty = false;
-        if replica.hold_output {
+        if replica.hold_output || replica.belonging.is_leaving {
             return;
         }
+        self.bring_to_rest(replica, logs);
+        self.watch_belonging(replica);
+    }
+
+    fn bring_to_rest(self: &Rc<Self>, replica: &mut Replica<R>, logs: &mut [LogWriter<R>]) {
         for _ in 0..ROUNDS_MAX {
             while let Some(ready) = replica.ready() {
                 self.take_ready(replica, &mut logs[replica.log], ready);
@@ -199,9 +204,7 @@ impl<R: Runtime> Core<R> {
 
     fn send_all(&self, replica: &Replica<R>, messages: Vec<Message<Payload>>) {
         for message in messages {
-            if let Some(node) = replica.nodes.get(&message.to) {
-                self.peers.queue(*node, wire::encode(replica.shard, message));
-            }
+            self.peers.queue(node_of(message.to).0, wire::encode(replica.shard, message));
         }
     }
 

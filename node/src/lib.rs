@@ -11,6 +11,7 @@
 //! - `replica`: where Raft, the store and the state machine meet; `applying`, `writes`, `reads`; `emit`: the end of
 //!   each round, one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes;
 //!   `snapshots`.
+//! - `orders`: changes of a shard's group; `membership`, `replica_notes`: replicas that come and go.
 //! - `room`: full disks. `suspicion`, `lost_logs`, `log_memory`, `mending`, `scrubbing`, `divergence`: damage, how it
 //!   is found and what is done about it.
 //! - Pure leaves: [`command`], [`machine`], [`sessions`], [`placement`], [`forming`], [`config`], [`auth`].
@@ -37,6 +38,7 @@ pub mod identity;
 mod log_memory;
 mod lost_logs;
 pub mod machine;
+mod membership;
 mod mending;
 mod mesh;
 pub mod meta;
@@ -52,6 +54,7 @@ pub mod placement;
 pub mod planner;
 mod reads;
 mod replica;
+mod replica_notes;
 mod request;
 mod responder;
 mod rest;

@@ -57,7 +57,7 @@ pub(crate) struct Source<R: Runtime> {
     pub(crate) shard: ShardId,
     pub(crate) peers: Rc<Peers<R>>,
     /// The nodes with the group's other replicas.
-    pub(crate) others: Vec<u32>,
+    pub(crate) others: RefCell<Vec<u32>>,
     pub(crate) counters: Rc<Counters>,
 }
 
@@ -91,7 +91,8 @@ impl<R: Runtime> Source<R> {
         let mut damaged = 0;
         let request =
             v1::FetchValue { shard: self.shard.0, key: Bytes::copy_from_slice(key), version: slot.version.0 };
-        for node in &self.others {
+        let others = self.others.borrow().clone();
+        for node in &others {
             let reply = self.peers.request(*node, self.shard.0, &request, FETCH_TIMEOUT).await;
             match reply {
                 Ok(reply) if reply.found && value_checksum(key, &reply.value) == reply.checksum => {
@@ -102,7 +103,7 @@ impl<R: Runtime> Source<R> {
                 Err(error) => tracing::debug!(node, %error, "a peer gives no value"),
             }
         }
-        if damaged == self.others.len() { Fetched::Nowhere } else { Fetched::NotNow }
+        if damaged == others.len() { Fetched::Nowhere } else { Fetched::NotNow }
     }
 
     async fn repair(&self, key: &[u8], slot: &Slot, value: Bytes) {

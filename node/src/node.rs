@@ -21,6 +21,7 @@ use crate::identity::{self, ClusterId, ClusterRecord, Identity};
 use crate::mesh::{CoreMessage, Serve};
 use crate::meta::MetaState;
 use crate::ownership;
+use crate::replica_notes;
 use crate::responder::Responder;
 
 /// How long a start waits for the lock of the data directory, and how often it tries.
@@ -234,19 +235,20 @@ impl<R: Runtime> Core<R> {
         })?;
         let node_number = own.number;
         let placements = cluster::placements(&record);
-        let has_replica: Vec<bool> = placements
-            .iter()
-            .map(|placement| placement.replicas.iter().any(|replica| replica.node_number == node_number))
-            .collect();
+        let genesis = Arc::new(MetaState::formed(&record, &placements));
+        let mut noted = cluster::founding_notes(&genesis, node_number);
+        noted.merge(&replica_notes::load(&self.runtime, &self.input.config).await?);
+        let has_replica: Vec<bool> =
+            (1..=record.shard_count).map(|shard| noted.held(shard).is_some()).collect();
         let cores = self.mesh.cores();
         let ownership = ownership::prepare(&self.runtime, &self.input.config, &has_replica, cores).await?;
-        let genesis = Arc::new(MetaState::formed(&record, &placements));
         Ok(Cluster {
             record,
             identity: self.identity.clone(),
             node_number,
             state: genesis.clone(),
             genesis,
+            noted: Arc::new(noted),
             shard_logs: std::iter::once(Some(META_LOG)).chain(ownership.shard_logs).collect(),
             logs_total: ownership.logs_total,
             cores,

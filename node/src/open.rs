@@ -1,5 +1,6 @@
 //! Opening a core's logs and bringing its replicas to life.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -21,7 +22,7 @@ use crate::core::{Core, NodeFailure, Serving};
 use crate::emit::{LogWriter, OpenedLog};
 use crate::lost_logs;
 use crate::mending::Source;
-use crate::meta::META_SHARD;
+use crate::meta::{META_SHARD, shard_of};
 use crate::ownership::{self, meta_marker};
 use crate::replica::{Replica, ReplicaParts, raft_time};
 use crate::shard_machine::ShardMachine;
@@ -59,10 +60,10 @@ pub(crate) fn log_directory(config: &Config, log: u16) -> PathBuf {
 }
 
 /// A shard of a log that was opened.
-struct Opened {
-    shard: RecoveredShard,
+pub(crate) struct Opened {
+    pub(crate) shard: RecoveredShard,
     /// This process has created it: no replica of that number has ever spoken to anybody.
-    is_new: bool,
+    pub(crate) is_new: bool,
 }
 
 impl<R: Runtime> Core<R> {
@@ -88,7 +89,9 @@ impl<R: Runtime> Core<R> {
         tracing::info!(core = here.0, logs = logs.len(), shards = replicas.len(), "serving");
         self.recall_logs().await;
         self.peers.begin(&cluster);
-        *self.serving.borrow_mut() = Some(Serving { cluster, logs, replicas });
+        let notes = cluster.noted.of(|shard| cluster.core_of(shard) == Some(here));
+        let departed = BTreeMap::new();
+        *self.serving.borrow_mut() = Some(Serving { cluster, logs, replicas, notes, departed });
         // What another core's replica of shard 0 said before this core served, or what this one's knows from its disk.
         self.take_meta_state();
         self.publish_meta_state();
@@ -109,11 +112,14 @@ impl<R: Runtime> Core<R> {
         let found = store.found_mark();
         let mut mine = BTreeMap::new();
         for shard in recovered {
-            if cluster.log_of(shard.shard.0) == Some(log) {
-                mine.insert(shard.shard.0, Opened { shard, is_new: false });
+            let number = shard.shard.0;
+            let is_held = cluster.noted.held(number) == Some(ReplicaId(shard.replica.0));
+            if cluster.log_of(number) == Some(log) && is_held {
+                mine.insert(number, Opened { shard, is_new: false });
             } else {
-                // Left over from a handoff to another log: that one owns it now.
-                tracing::info!(log, shard = shard.shard.0, "removing what another log owns");
+                // Left over from a handoff to another log, which owns it now. Or from a replica that was removed, or
+                // was being made and has not said a word.
+                tracing::info!(log, shard = number, "removing what belongs elsewhere, or to nobody");
                 store.remove_shard(shard.shard).await.map_err(|error| failure(log, &error))?;
             }
         }
@@ -154,14 +160,16 @@ impl<R: Runtime> Core<R> {
         missing: Vec<u32>,
         mine: &mut BTreeMap<u32, Opened>,
     ) -> Result<(), NodeFailure> {
-        let fresh: Vec<NewShard> = missing.iter().filter_map(|shard| new_shard(cluster, *shard)).collect();
+        let held = missing.iter().filter_map(|shard| cluster.noted.held(*shard));
+        let fresh: Vec<NewShard> = held.filter_map(|replica| new_shard(cluster, replica)).collect();
         for shard in &fresh {
             mine.insert(shard.shard.0, Opened { shard: recovered_fresh(shard), is_new: true });
         }
         store.create_shards(fresh).await.map_err(|error| failure(log, &error))
     }
 
-    fn restore(
+    /// Brings a shard of a log to life.
+    pub(crate) fn restore(
         &self,
         cluster: &Cluster,
         store: &Store<R>,
@@ -172,15 +180,13 @@ impl<R: Runtime> Core<R> {
         let Opened { shard: recovered, is_new } = opened;
         let shard = recovered.shard.0;
         let bad = |what: &str| NodeFailure(format!("the checkpoint of shard {shard} holds no valid {what}"));
-        let placement = cluster.placement(shard).ok_or_else(|| bad("shard number"))?;
-        let first = || cluster.first_configuration(shard).ok_or_else(|| bad("shard number"));
         let doubt = recovered.suspect.as_deref();
         let doubt = doubt.map(|reason| Doubt::restored(reason, recovered.state_damaged));
         // Where a snapshot is to replace the state, it need not make sense.
         let is_quarantined = doubt.as_ref().is_some_and(|doubt| doubt.is_quarantined);
         let membership = match Membership::decode(&recovered.checkpoint.configuration) {
             Some(membership) => membership,
-            None if is_quarantined => Membership::first(first()?),
+            None if is_quarantined => first_membership(cluster, ReplicaId(recovered.replica.0)),
             None => return Err(bad("membership")),
         };
         let machine = match ShardMachine::decode(shard, &recovered.checkpoint.machine) {
@@ -225,19 +231,10 @@ impl<R: Runtime> Core<R> {
                 store: store.clone(),
                 shard: recovered.shard,
                 peers: self.peers.clone(),
-                others: placement
-                    .replicas
-                    .iter()
-                    .map(|replica| replica.node_number)
-                    .filter(|node| *node != cluster.node_number)
-                    .collect(),
+                others: RefCell::default(),
                 counters: self.counters.clone(),
             },
-            nodes: placement
-                .replicas
-                .iter()
-                .map(|replica| (ReplicaId(replica.replica_id), replica.node_number))
-                .collect(),
+            now: self.runtime.now(),
             served_by: v1::ServedBy {
                 shard,
                 node_number: cluster.node_number,
@@ -263,6 +260,8 @@ impl<R: Runtime> Core<R> {
         self.runtime.spawn(TaskClass::Background, "memory", core.keep_memory());
         let core = self.clone();
         self.runtime.spawn(TaskClass::Background, "compare", core.compare_replicas());
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Background, "ask-membership", core.ask_whether_removed());
         if self.is_first() {
             let core = self.clone();
             self.runtime.spawn(TaskClass::Foreground, "lead", core.lead_meta_group());
@@ -321,15 +320,15 @@ fn failure(log: u16, error: &krita_engine::LogError) -> NodeFailure {
     NodeFailure(format!("log {log}: {error}"))
 }
 
-fn new_shard(cluster: &Cluster, shard: u32) -> Option<NewShard> {
-    let placement = cluster.first_placement(shard)?;
-    let own = placement.replicas.iter().find(|replica| replica.node_number == cluster.node_number)?;
-    let configuration = cluster.first_configuration(shard)?;
+/// A replica as it begins; `None`: there is no such shard.
+pub(crate) fn new_shard(cluster: &Cluster, replica: ReplicaId) -> Option<NewShard> {
+    let shard = shard_of(replica).0;
+    cluster.log_of(shard)?;
     Some(NewShard {
         shard: ShardId(shard),
-        replica: krita_engine::ReplicaId(own.replica_id),
+        replica: krita_engine::ReplicaId(replica.0),
         meta: CheckpointMeta {
-            configuration: Membership::first(configuration).encode().into(),
+            configuration: first_membership(cluster, replica).encode().into(),
             machine: ShardMachine::first(cluster, shard).encode(),
             generation: 1,
             ..CheckpointMeta::default()
@@ -338,7 +337,18 @@ fn new_shard(cluster: &Cluster, shard: u32) -> Option<NewShard> {
     })
 }
 
-fn recovered_fresh(shard: &NewShard) -> RecoveredShard {
+/// What a replica knows of its group when it begins: all, if it is one of those that the group was made with; of one that
+/// came later, nothing.
+fn first_membership(cluster: &Cluster, replica: ReplicaId) -> Membership {
+    let founders = cluster.first_configuration(shard_of(replica).0);
+    match founders.filter(|founders| founders.is_member(replica)) {
+        Some(founders) => Membership::first(founders),
+        None => Membership::default(),
+    }
+}
+
+/// A shard that was just created, as a start would find it.
+pub(crate) fn recovered_fresh(shard: &NewShard) -> RecoveredShard {
     RecoveredShard {
         shard: shard.shard,
         replica: shard.replica,

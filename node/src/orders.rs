@@ -4,8 +4,8 @@
 //! it may be lost, repeated or late. Raft refuses what would be unsafe (`krita_raft::ConfigurationError`); here stand
 //! the rules that Raft cannot know, since they are about what an id means:
 //!
-//! - The id of a new replica names this shard, and a node of the cluster that has no replica of it yet. So when a leader
-//!   speaks to a newer replica of a node, the removal of the older one is committed.
+//! - The id of a new replica names this shard, and a node of the cluster that has no replica of it yet. So when a
+//!   leader speaks to a newer replica of a node, the removal of the older one is committed.
 //! - Its generation is above those of all members, so that no id comes back.
 //!
 //! What passes in a moment (another change, a hand-over, a leader that has just begun) is waited for within the order's

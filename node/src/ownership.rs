@@ -1,4 +1,4 @@
-//! Which log of this node owns which shard, and how a shard moves between logs when the number of cores grows.
+//! Which log of this node owns which shard, held or not: a replica may come to any node at any time (`membership`), and how a shard moves between logs when the number of cores grows.
 //!
 //! A node has at least as many logs as it ever had cores; core c owns the logs whose number is c modulo the number
 //! of cores. With fewer cores than before a core opens several logs and nothing moves. With more, logs are added
@@ -22,7 +22,7 @@
 //!     16     8  generation: rises with every handoff
 //!     24     2  number of logs
 //!     26     4  number of shards
-//!     30     2  for each shard, from 1: its log; 0xffff: no replica here
+//!     30     2  for each shard, from 1: its log; 0xffff: none yet (from a version whose replicas never moved)
 //! ```
 
 use std::io;
@@ -66,29 +66,44 @@ struct Handoff {
 }
 
 impl Ownership {
-    /// The ownership of a node that starts with these shards on so many cores.
+    /// The ownership of a node that starts with these shards on so many cores: those that it holds are spread evenly,
+    /// and so are the others, should replicas of them come.
     pub(crate) fn new(has_replica: &[bool], cores: u16) -> Self {
-        let mut next = 0;
-        let shard_logs = has_replica
-            .iter()
-            .map(|has_replica| {
-                has_replica.then(|| {
-                    let log = next % cores;
-                    next += 1;
-                    log
-                })
-            })
-            .collect();
-        Self { generation: 1, logs_total: cores, shard_logs }
+        let shard_logs = vec![None; has_replica.len()];
+        let mut ownership = Self { generation: 1, logs_total: cores, shard_logs };
+        ownership.fill(has_replica);
+        ownership
     }
 
-    /// The moves that give `logs` logs their even share, as few as possible; none if there are enough already.
-    fn handoffs(&self, logs: u16) -> Vec<Handoff> {
+    /// Gives every shard that has no log one. False: all had one.
+    fn fill(&mut self, has_replica: &[bool]) -> bool {
+        let (mut next, logs_total) = (0, self.logs_total);
+        let mut is_changed = false;
+        for held in [true, false] {
+            let shards = self.shard_logs.iter_mut().zip(has_replica).filter(|(_, is_held)| **is_held == held);
+            for (log, _) in shards.filter(|(log, _)| log.is_none()) {
+                *log = Some(next % logs_total);
+                next = (next + 1) % logs_total;
+                is_changed = true;
+            }
+        }
+        is_changed
+    }
+
+    /// The moves that give `logs` logs their even share, of the shards that are held here and of the others, as few as
+    /// possible; none if there are enough logs already.
+    fn handoffs(&self, logs: u16, has_replica: &[bool]) -> Vec<Handoff> {
         if logs <= self.logs_total {
             return Vec::new();
         }
+        let of = |held: bool| self.handoffs_of(logs, |position| has_replica[position] == held);
+        of(true).into_iter().chain(of(false)).collect()
+    }
+
+    fn handoffs_of(&self, logs: u16, is_meant: impl Fn(usize) -> bool) -> Vec<Handoff> {
         let mut owned: Vec<Vec<u32>> = vec![Vec::new(); usize::from(logs)];
-        for (position, log) in self.shard_logs.iter().enumerate() {
+        for (position, log) in self.shard_logs.iter().enumerate().filter(|(position, _)| is_meant(*position))
+        {
             if let Some(log) = log {
                 owned[usize::from(*log)].push(position as u32 + 1);
             }
@@ -189,13 +204,15 @@ pub(crate) async fn prepare<R: Runtime>(
         }
         Err(error) => return Err(bad(&error)),
     };
-    let owned: Vec<bool> = ownership.shard_logs.iter().map(Option::is_some).collect();
-    if owned != has_replica {
+    let mut held = ownership.shard_logs.iter().zip(has_replica).filter(|(_, is_held)| **is_held);
+    if ownership.shard_logs.len() != has_replica.len() || held.any(|(log, _)| log.is_none()) {
         return Err(bad(&"it does not name the shards that this node has"));
     }
-    let handoffs = ownership.handoffs(cores);
+    if ownership.fill(has_replica) {
+        save(runtime, &path, &ownership).await?;
+    }
     if cores > ownership.logs_total {
-        hand_off(runtime, config, &path, &mut ownership, handoffs, cores).await?;
+        hand_off(runtime, config, &path, &mut ownership, has_replica, cores).await?;
     }
     Ok(ownership)
 }
@@ -250,9 +267,11 @@ async fn hand_off<R: Runtime>(
     config: &Config,
     path: &Path,
     ownership: &mut Ownership,
-    handoffs: Vec<Handoff>,
+    has_replica: &[bool],
     logs_total: u16,
 ) -> Result<(), NodeFailure> {
+    let handoffs = ownership.handoffs(logs_total, has_replica);
+    let is_held = |shard: u32| has_replica[shard as usize - 1];
     tracing::info!(
         from = ownership.logs_total,
         to = logs_total,
@@ -260,7 +279,8 @@ async fn hand_off<R: Runtime>(
         "more cores than logs: handing shards to new logs"
     );
     let generation = ownership.generation + 1;
-    let Some(sources) = open_sources(runtime, config, ownership, logs_total).await? else { return Ok(()) };
+    let sources = open_sources(runtime, config, ownership, has_replica, logs_total).await?;
+    let Some(sources) = sources else { return Ok(()) };
     for to in ownership.logs_total..logs_total {
         let target = match open_target(runtime, config, to, logs_total).await? {
             Ok(target) => target,
@@ -270,7 +290,7 @@ async fn hand_off<R: Runtime>(
             }
         };
         let mut is_whole = true;
-        for handoff in handoffs.iter().filter(|handoff| handoff.to == to) {
+        for handoff in handoffs.iter().filter(|handoff| handoff.to == to && is_held(handoff.shard)) {
             let (source, shards) = &sources[usize::from(handoff.from)];
             let Some(shard) = shards.iter().find(|shard| shard.shard.0 == handoff.shard) else {
                 // The very first start was cut short before the shards of that log were made: nothing to copy, and
@@ -312,6 +332,7 @@ async fn open_sources<R: Runtime>(
     runtime: &R,
     config: &Config,
     ownership: &Ownership,
+    has_replica: &[bool],
     logs_total: u16,
 ) -> Result<Option<Vec<OpenLog<R>>>, NodeFailure> {
     let mut sources: Vec<OpenLog<R>> = Vec::new();
@@ -322,7 +343,8 @@ async fn open_sources<R: Runtime>(
                 let was_made = exists(runtime, &marker(config, log)).await;
                 let is_there = |number: u32| shards.iter().any(|shard| shard.shard.0 == number);
                 let owned = (1..).zip(&ownership.shard_logs).filter(|(_, owner)| **owner == Some(log));
-                let missing = owned.map(|(shard, _)| shard).find(|shard| was_made && !is_there(*shard));
+                let mut held = owned.map(|(shard, _)| shard).filter(|shard| has_replica[*shard as usize - 1]);
+                let missing = held.find(|shard| was_made && !is_there(*shard));
                 sources.push((store, shards));
                 damage = missing.map(|shard| format!("log {log} does not hold shard {shard}"));
             }
@@ -416,7 +438,7 @@ mod tests {
     #[test]
     fn an_ownership_survives_its_bytes_and_damage_is_seen() {
         let ownership = Ownership::new(&[true, false, true, true], 2);
-        assert_eq!(ownership.shard_logs, [Some(0), None, Some(1), Some(0)]);
+        assert_eq!(ownership.shard_logs, [Some(0), Some(1), Some(1), Some(0)]);
         let file = ownership.encode();
         assert_eq!(Ownership::decode(&file), Ok(ownership));
         for position in 0..file.len() {
@@ -429,13 +451,34 @@ mod tests {
 
     #[test]
     fn more_cores_get_their_share_and_fewer_move_nothing() {
-        let ownership = Ownership::new(&[true; 64], 2);
-        assert!(ownership.handoffs(1).is_empty());
-        assert!(ownership.handoffs(2).is_empty());
-        let moves = ownership.handoffs(4);
+        let held = [true; 64];
+        let ownership = Ownership::new(&held, 2);
+        assert!(ownership.handoffs(1, &held).is_empty());
+        assert!(ownership.handoffs(2, &held).is_empty());
+        let moves = ownership.handoffs(4, &held);
         assert_eq!(moves.len(), 32, "two new logs take a quarter each");
         assert!(moves.iter().all(|handoff| handoff.from < 2 && (2..4).contains(&handoff.to)));
         assert_eq!(moves.iter().filter(|handoff| handoff.to == 2).count(), 16);
         assert_eq!(moves.iter().filter(|handoff| handoff.from == 0).count(), 16);
+    }
+
+    #[test]
+    fn shards_that_are_not_held_are_spread_by_themselves_and_filled_in_once() {
+        let held: Vec<bool> = (0..64).map(|shard| shard % 2 == 0).collect();
+        let mut ownership = Ownership::new(&held, 4);
+        let count = |ownership: &Ownership, log, is_held| {
+            let of_log = ownership.shard_logs.iter().zip(&held).filter(|(owner, _)| **owner == Some(log));
+            of_log.filter(|(_, held)| **held == is_held).count()
+        };
+        for log in 0..4 {
+            assert_eq!((count(&ownership, log, true), count(&ownership, log, false)), (8, 8));
+        }
+        assert!(!ownership.fill(&held));
+        ownership.shard_logs[7] = None;
+        assert!(ownership.fill(&held) && ownership.shard_logs[7].is_some());
+        for handoff in ownership.handoffs(8, &held) {
+            ownership.shard_logs[handoff.shard as usize - 1] = Some(handoff.to);
+        }
+        assert!((0..8).all(|log| count(&ownership, log, true) == 4));
     }
 }

@@ -287,6 +287,13 @@ impl<R: Runtime> Peers<R> {
         state.links.iter().any(|(peer, link)| peer.node_number == node_number && link.is_connected())
     }
 
+    /// Whether every core of the node that was ever heard has been silent for an election time-out.
+    pub(crate) fn is_silent(&self, node_number: u32) -> bool {
+        let state = self.state.borrow();
+        let mut cores = state.heard.iter().filter(|(peer, _)| peer.node_number == node_number);
+        cores.all(|(_, heard)| heard.is_silent)
+    }
+
     /// When any core of the node was last heard.
     pub(crate) fn heard_at(&self, node_number: u32) -> Option<Instant> {
         let state = self.state.borrow();

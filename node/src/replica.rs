@@ -20,8 +20,10 @@ use crate::command::{self, WriteCommand};
 use crate::divergence::Hashes;
 use crate::failure::Failure;
 use crate::machine::{self, Outcome};
+use crate::membership::Belonging;
 use crate::mending::Source;
 use crate::meta;
+use crate::meta::node_of;
 use crate::meta::replicated::entry_of;
 use crate::reads::{self, PendingRead};
 use crate::request::{Action, Condition, KeyOperation, Scan, Write};
@@ -48,8 +50,8 @@ pub(crate) struct Replica<R: Runtime> {
     pub(crate) source: Rc<Source<R>>,
     /// Its state's hashes of late.
     pub(crate) hashes: Hashes,
-    /// Which node each replica of the group lives on.
-    pub(crate) nodes: BTreeMap<krita_raft::ReplicaId, u32>,
+    /// Whether it belongs to its group.
+    pub(crate) belonging: Belonging,
     /// This node and core, as answers name them.
     pub(crate) served_by: v1::ServedBy,
     pub(crate) leader: Option<krita_raft::ReplicaId>,
@@ -96,6 +98,8 @@ pub(crate) struct Replica<R: Runtime> {
     pub(crate) generation: u64,
     /// Not before then is leadership handed to where the placement wants it.
     pub(crate) balance_at: Instant,
+    /// It has come to lead since leaderships were looked at last.
+    pub(crate) has_just_won: bool,
 }
 
 /// What a replica is made from.
@@ -105,7 +109,7 @@ pub(crate) struct ReplicaParts<R: Runtime> {
     pub(crate) raft: Raft<Payload>,
     pub(crate) machine: ShardMachine,
     pub(crate) source: Source<R>,
-    pub(crate) nodes: BTreeMap<krita_raft::ReplicaId, u32>,
+    pub(crate) now: Instant,
     pub(crate) served_by: v1::ServedBy,
     pub(crate) applied: Index,
     pub(crate) applied_term: Term,
@@ -185,7 +189,7 @@ impl<R: Runtime> Replica<R> {
             raft,
             machine,
             source,
-            nodes,
+            now,
             served_by,
             applied,
             applied_term,
@@ -196,16 +200,17 @@ impl<R: Runtime> Replica<R> {
         let mut hashes = Hashes::default();
         hashes.reset(applied.0, machine.state_hash());
         let log_time_ms = machine.log_time_ms();
-        Self {
+        let id = raft.status().id;
+        let replica = Self {
+            belonging: Belonging::new(raft.applied_membership(), id, now),
             shard,
-            id: raft.status().id,
+            id,
             log,
             raft,
             machine,
             store: source.store.clone(),
             source: Rc::new(source),
             hashes,
-            nodes,
             served_by,
             leader: None,
             applied,
@@ -233,7 +238,27 @@ impl<R: Runtime> Replica<R> {
             unflushed: 0,
             generation,
             balance_at: Instant::default(),
-        }
+            has_just_won: false,
+        };
+        replica.learn_others();
+        replica
+    }
+
+    /// Where the others are follows from who is in the group.
+    fn learn_others(&self) {
+        let members = self.raft.configuration().members();
+        let mut nodes: Vec<u32> =
+            members.into_iter().filter(|id| *id != self.id).map(|id| node_of(id).0).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        *self.source.others.borrow_mut() = nodes;
+    }
+
+    /// The member of the group that lives on a node.
+    pub(crate) fn member_on(&self, node_number: u32) -> Option<krita_raft::ReplicaId> {
+        let configuration = self.raft.configuration();
+        let mut members = configuration.all_voters().chain(configuration.learners.iter().copied());
+        members.find(|id| node_of(*id).0 == node_number)
     }
 
     /// The shard map has this epoch now.
@@ -251,7 +276,7 @@ impl<R: Runtime> Replica<R> {
 
     /// The leader's node, as far as this replica knows.
     pub(crate) fn leader_node(&self) -> Option<u32> {
-        self.nodes.get(&self.leader?).copied()
+        Some(node_of(self.leader?).0)
     }
 
     /// Whether this is the only replica of its group: nobody else has what it has.
@@ -353,6 +378,7 @@ impl<R: Runtime> Replica<R> {
             RaftChange::BecameLeader { term } => {
                 tracing::info!(shard = self.shard, term = term.0, "leads");
                 self.leader = Some(self.id);
+                self.has_just_won = true;
             }
             RaftChange::LostLeadership { term } => {
                 tracing::info!(shard = self.shard, term = term.0, "no longer leads");
@@ -371,6 +397,7 @@ impl<R: Runtime> Replica<R> {
             }
             RaftChange::Membership { set_by } => {
                 tracing::info!(shard = self.shard, set_by = set_by.index.0, "goes by another configuration");
+                self.learn_others();
             }
             RaftChange::Whole { term } => {
                 tracing::info!(shard = self.shard, term = term.0, "this replica is whole again");
@@ -535,6 +562,18 @@ impl<R: Runtime> Replica<R> {
         self.apply_through = self.apply_through.max(self.applied);
         self.hashes.reset(self.applied.0, self.machine.state_hash());
         self.raft.snapshot_installed(now, meta);
+    }
+
+    /// Fails whoever waits for anything of this replica, which is about to go.
+    pub(crate) fn fail_all(&mut self, failure: &Failure) {
+        let unknown = Failure::unknown_outcome(failure.message.clone());
+        for proposal in self.proposals.drain(..) {
+            proposal.waiter.fail(unknown.clone());
+        }
+        let confirmed = std::mem::take(&mut self.confirmed).into_iter().map(|(_, read)| read);
+        for read in std::mem::take(&mut self.reads).into_values().chain(confirmed) {
+            read.fail(failure.clone());
+        }
     }
 
     /// Stops for good: nothing is applied or answered any more, so that this replica cannot diverge.

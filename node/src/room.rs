@@ -15,6 +15,7 @@ use krita_runtime::{Instant, Runtime};
 
 use crate::core::{Core, Serving};
 use crate::failure::Failure;
+use crate::meta::node_of;
 use crate::replica::{Replica, raft_time};
 use crate::request::{Action, Write};
 
@@ -130,13 +131,13 @@ impl<R: Runtime> Core<R> {
         }
         let room = |id: ReplicaId| match id == replica.id {
             true => self.peers.own_room(),
-            false => self.peers.room_of(replica.nodes.get(&id).copied().unwrap_or(0), replica.shard),
+            false => self.peers.room_of(node_of(id).0, replica.shard),
         };
         let full = in_the_way(replica.raft.configuration(), replica.id, |id| room(id).is_full());
         if full.is_empty() {
             return None;
         }
-        let nodes = full.iter().filter_map(|id| Some((*replica.nodes.get(id)?, room(*id)))).collect();
+        let nodes = full.iter().map(|id| (node_of(*id).0, room(*id))).collect();
         Some(no_room(&nodes, self.input.config.disk_reserve_bytes))
     }
 
@@ -223,11 +224,11 @@ impl<R: Runtime> Core<R> {
     fn best_with_room(&self, replica: &Replica<R>) -> Option<ReplicaId> {
         let status = replica.raft.status();
         let able = status.followers.iter().filter(|follower| {
-            let node = replica.nodes.get(&follower.id).copied();
+            let node = node_of(follower.id).0;
             follower.mode == ReplicationMode::Pipeline
-                && node.is_some_and(|node| {
-                    self.peers.is_connected(node) && !self.peers.room_of(node, replica.shard).is_full()
-                })
+                && replica.raft.configuration().voters.contains(&follower.id)
+                && self.peers.is_connected(node)
+                && !self.peers.room_of(node, replica.shard).is_full()
         });
         able.max_by_key(|follower| follower.matched).map(|follower| follower.id)
     }

@@ -59,8 +59,10 @@ impl<R: Runtime> Core<R> {
         let Some(serving) = guard.as_mut() else {
             return responder.fail(&self.not_serving());
         };
-        let Some(replica) = serving.replicas.get_mut(&request.shard) else {
-            return responder.fail(&Failure::not_ready("the shard is not open yet"));
+        let here = serving.replicas.get_mut(&request.shard).filter(|replica| !replica.belonging.is_leaving);
+        let Some(replica) = here else {
+            drop(guard);
+            return self.pass_to_holder(request, responder);
         };
         if !replica.is_leader() {
             let leader = replica.leader_node();
@@ -124,18 +126,38 @@ impl<R: Runtime> Core<R> {
 
     /// This node has no replica of the shard: those that do know the leader.
     fn pass_to_holder(self: &Rc<Self>, request: ShardRequest, responder: Responder) {
-        let guard = self.serving.borrow();
-        let nodes = guard.as_ref().map(|serving| serving.cluster.voting_nodes(request.shard));
-        drop(guard);
-        let Some(mut nodes) = nodes.filter(|nodes| !nodes.is_empty()) else {
+        if request.forwarded {
+            let failure = Failure::new(ErrorCode::NotLeader, "this node has no replica of the shard");
+            return responder.fail(&failure);
+        }
+        let nodes = self.likely_holders(request.shard);
+        let Some(mut nodes) = nodes else {
             return responder.fail(&Failure::invalid("there is no such shard"));
         };
-        // Whoever can be reached first; then in the order of the placement.
-        nodes.sort_by_key(|node| !self.peers.is_connected(*node));
+        // Whoever can be reached, and is heard, first.
+        nodes.sort_by_key(|node| (!self.peers.is_connected(*node), self.peers.is_silent(*node)));
         let core = self.clone();
         self.runtime.spawn(TaskClass::Foreground, "forward", async move {
             core.forward_along(nodes, request, responder).await;
         });
+    }
+
+    /// The other nodes, those first that are most likely to lead the shard: the map's, those where it went from here, and
+    /// then any, since the map may be behind. `None`: there is no such shard.
+    fn likely_holders(&self, shard: u32) -> Option<Vec<u32>> {
+        let guard = self.serving.borrow();
+        let serving = guard.as_ref()?;
+        serving.cluster.log_of(shard)?;
+        let voting = serving.cluster.voting_nodes(shard);
+        let departed = serving.departed.get(&shard).into_iter().flatten().copied();
+        let others = serving.cluster.others().map(|member| member.number);
+        let mut nodes: Vec<u32> = Vec::new();
+        for node in voting.into_iter().chain(departed).chain(others) {
+            if node != serving.cluster.node_number && !nodes.contains(&node) {
+                nodes.push(node);
+            }
+        }
+        Some(nodes)
     }
 
     /// Asks a holder of the shard, and then whom it names as the leader. A holder that says it does not lead has
@@ -199,7 +221,7 @@ impl<R: Runtime> Core<R> {
 }
 
 /// Nodes that a request is passed to, one after the other, until one leads the shard.
-const HOPS_MAX: usize = 4;
+const HOPS_MAX: usize = 8;
 
 /// The other node answers within the timeout; leave its answer a moment to arrive.
 fn limit(request: &ShardRequest) -> Duration {

@@ -392,6 +392,9 @@ impl<R: Runtime> Core<R> {
             FrameKind::CompareHashes if self.member_number(session).is_some() => {
                 self.decode_and(frame, responder, Self::on_compare_hashes);
             }
+            FrameKind::AskMembership if self.member_number(session).is_some() => {
+                self.decode_and(frame, responder, Self::on_ask_membership);
+            }
             FrameKind::Scrub => self.answer_node_request(NodeRequest::Scrub, responder),
             other => {
                 responder.fail(&Failure::invalid(format!("{other} is no request that this node answers you")))

@@ -15,6 +15,7 @@ use krita_runtime::{Instant, Notify, Runtime, TaskClass};
 
 use crate::core::Core;
 use crate::failure::Failure;
+use crate::meta::node_of;
 use crate::open::checkpoint_meta;
 use crate::replica::{Replica, raft_time};
 use crate::responder::Responder;
@@ -107,12 +108,12 @@ impl<R: Runtime> Core<R> {
 
     async fn send_checkpoint(&self, shard: u32, store: &Store<R>, to: ReplicaId) -> Result<Index, String> {
         let about = self.with_replica(shard, |replica| {
-            let node = replica.nodes.get(&to).copied();
-            (node, replica.id, replica.raft.status().term, checkpoint_meta(replica))
+            (replica.id, replica.raft.status().term, checkpoint_meta(replica))
         });
-        let Some((Some(node), from, term, fresh)) = about else {
-            return Err("the follower's node is not known".to_owned());
+        let Some((from, term, fresh)) = about else {
+            return Err("the shard is not open here any more".to_owned());
         };
+        let node = node_of(to).0;
         let engine_shard = krita_engine::ShardId(shard);
         if store.checkpoint_meta(engine_shard).is_none_or(|meta| meta.applied.0 == 0) {
             store.checkpoint(engine_shard, fresh).await.map_err(|error| error.to_string())?;
@@ -207,7 +208,8 @@ impl<R: Runtime> Core<R> {
         }
         let now = raft_time(self.runtime.now());
         let taken = self.with_replica(begin.shard, |replica| {
-            if replica.id != ReplicaId(begin.to) || replica.is_installing {
+            let is_here = replica.id == ReplicaId(begin.to) && !replica.belonging.is_leaving;
+            if !is_here || replica.is_installing {
                 return None;
             }
             if replica.doubt.as_ref().is_some_and(|doubt| !doubt.is_durable) {

@@ -227,7 +227,9 @@ impl<R: Runtime> Core<R> {
             if replica.shard != META_SHARD.0 {
                 reply.shards_total += 1;
                 reply.shards_led += u32::from(replica.is_leader());
-                reply.shards_with_leader += u32::from(replica.leader.is_some());
+                // One that is not in its group, or not yet, has none to miss.
+                let is_voter = replica.raft.configuration().is_voter(replica.id);
+                reply.shards_with_leader += u32::from(replica.leader.is_some() || !is_voter);
             }
             reply.problems.extend(replica.stopped.clone());
             reply.problems.extend(self.doubt_problem(replica));

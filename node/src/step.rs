@@ -12,6 +12,7 @@ use crate::core::{Core, Serving};
 use crate::mesh::CoreMessage;
 use crate::meta;
 use crate::meta::replicated::command_bytes;
+use crate::meta::{node_of, shard_of};
 use crate::peers::PeerCore;
 use crate::replica::raft_time;
 use crate::wire::{self, Payload};
@@ -40,17 +41,25 @@ impl<R: Runtime> Core<R> {
     }
 
     fn step_message(
-        &self,
+        self: &Rc<Self>,
         serving: &mut Serving<R>,
         now: krita_raft::Time,
         node_number: u32,
         message: v1::RaftMessage,
     ) {
+        let known = serving.replicas.get(&message.shard).map(|replica| replica.id.0);
+        if known != Some(message.to) {
+            return self.on_message_to_stranger(serving, node_number, &message);
+        }
         let Some(replica) = serving.replicas.get_mut(&message.shard) else { return };
         let Some(message) = wire::decode(message) else { return };
-        let is_from_there = replica.nodes.get(&message.from) == Some(&node_number);
-        if !is_from_there || message.to != replica.id || replica.stopped.is_some() {
+        let is_from_there =
+            node_of(message.from).0 == node_number && shard_of(message.from).0 == replica.shard;
+        if !is_from_there || replica.stopped.is_some() || replica.belonging.is_leaving {
             return;
+        }
+        if matches!(message.body, Body::Append { .. } | Body::Heartbeat { .. } | Body::Quiesce { .. }) {
+            replica.belonging.heard_at = self.runtime.now();
         }
         let verified = match replica.machine.meta_state() {
             Some(_) => verify_commands(&message).map_err(|error| error.to_string()),

@@ -117,6 +117,9 @@ pub(crate) fn at_the_end(scene: &Scene, heard: &Heard, statuses: Statuses, had_a
     for (shard, term) in heard.story().double_leaders {
         scene.violation(format!("shard {shard} had two leaders in term {term}"));
     }
+    for replica in heard.story().opened_again {
+        scene.violation(format!("replica {replica} was opened empty twice"));
+    }
     if heard.story().corruptions > 0 && !had_a_bad_disk {
         scene.violation("a read found corruption, and nothing was corrupted".to_owned());
     }

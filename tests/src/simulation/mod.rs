@@ -12,6 +12,7 @@
 //!   `observer`: what nodes say meanwhile.
 //! - `client`, `link`: the client library's core on simulated streams; `workload`, `data`: what clients do.
 //! - `meta`: the meta group, by itself.
+//! - `moves`: in [`run_with_moves`], replicas that come and go all the time.
 //! - `trace`: what nodes say in their logs, counted.
 
 pub(crate) mod checks;
@@ -20,6 +21,7 @@ pub(crate) mod cluster;
 pub(crate) mod data;
 mod link;
 pub mod meta;
+mod moves;
 mod nemesis;
 pub(crate) mod observer;
 pub(crate) mod plan;
@@ -39,6 +41,7 @@ use crate::history::Recorder;
 use client::{ClientOptions, Lane, Shared};
 use cluster::{CLUSTER_NAME, Cluster};
 use data::Keys;
+use moves::{MOVERS, Mover, Moves};
 use nemesis::Nemesis;
 use observer::Observed;
 use plan::Plan;
@@ -54,8 +57,11 @@ const SERVES_WITHIN: Duration = Duration::from_secs(15);
 /// Within this time after the last write all replicas are equal.
 const EQUAL_WITHIN: Duration = Duration::from_secs(20);
 
-/// The same where a disk was bad, and a replica may have to be made anew.
+/// The same where a disk was bad, and a replica may have to be made anew; or where one has missed its removal.
 const HEALED_WITHIN: Duration = Duration::from_secs(60);
+
+/// Within this time after everything has been mended all moves of replicas are over.
+const MOVED_WITHIN: Duration = Duration::from_secs(60);
 
 /// One run under way.
 struct Run {
@@ -65,6 +71,8 @@ struct Run {
     scene: Rc<Scene>,
     observed: Rc<RefCell<Observed>>,
     nemesis: Nemesis,
+    /// In runs whose replicas move.
+    moves: Option<Rc<Moves>>,
     clients: Vec<HostId>,
     options: Rc<ClientOptions>,
     heard: Heard,
@@ -76,12 +84,24 @@ struct Run {
 /// Everything that was wrong, as text.
 pub fn run(seed: u64, shown: bool) -> Result<Report, String> {
     let heard = Heard::default();
-    trace::listen(&heard, shown, || Run::new(seed, heard.clone()).finish())
+    trace::listen(&heard, shown, || Run::new(seed, heard.clone(), false).finish())
+}
+
+/// The same with more nodes than a shard has replicas, and replicas that move between them all the time.
+///
+/// # Errors
+/// Everything that was wrong, as text.
+pub fn run_with_moves(seed: u64, shown: bool) -> Result<Report, String> {
+    let heard = Heard::default();
+    trace::listen(&heard, shown, || Run::new(seed, heard.clone(), true).finish())
 }
 
 impl Run {
-    fn new(seed: u64, heard: Heard) -> Self {
-        let plan = Plan::draw(&krita_runtime::sim::Random::new(seed ^ 0x706c_616e));
+    fn new(seed: u64, heard: Heard, moves: bool) -> Self {
+        let mut plan = Plan::draw(&krita_runtime::sim::Random::new(seed ^ 0x706c_616e));
+        if moves {
+            plan.nodes = 4 + usize::try_from(seed % 3).expect("few");
+        }
         tracing::info!(?plan, "plan");
         let simulation = Simulation::new(seed, plan.options());
         let cluster = Rc::new(Cluster::new(&simulation, &plan));
@@ -100,7 +120,7 @@ impl Run {
             value_bytes_max: plan.value_bytes_max,
         });
         let observed = Rc::new(RefCell::new(Observed::default()));
-        let rot = Rot::draw(seed, plan.nodes);
+        let rot = if moves { None } else { Rot::draw(seed, plan.nodes) };
         let nemesis = Nemesis::new(cluster.clone(), scene.clone(), observed.clone(), clients.clone(), rot);
         let options = Rc::new(ClientOptions {
             cluster_name: CLUSTER_NAME.to_owned(),
@@ -108,12 +128,19 @@ impl Run {
             policy: RetryPolicy { attempt_timeout: plan.attempt_timeout, ..RetryPolicy::default() },
             timeout: plan.call_timeout,
         });
-        Self { seed, simulation, cluster, scene, observed, nemesis, clients, options, heard }
+        Self { seed, simulation, cluster, scene, observed, nemesis, clients, options, heard, moves: moves.then(Rc::default) }
     }
 
     fn finish(mut self) -> Result<Report, String> {
         self.start();
         self.nemesis.run();
+        if let Some(moves) = self.moves.clone() {
+            moves.is_over.set(true);
+            let extent = (self.cluster.plan.shards, self.cluster.nodes.len());
+            self.demand(MOVED_WITHIN, "moves do not come to an end", |worker| {
+                moves::finish(worker, moves, extent)
+            });
+        }
         self.demand(SERVES_WITHIN, "it does not serve again", checks::every_key_serves);
         self.scene.is_over.set(true);
         self.wait_for_lanes();
@@ -121,6 +148,9 @@ impl Run {
         let statuses = self.wait_for_equality();
         self.scene.is_closed.set(true);
         self.nemesis.settle(Duration::from_secs(1));
+        if let Some(moves) = &self.moves {
+            moves.check(&self.scene, &statuses);
+        }
         checks::at_the_end(&self.scene, &self.heard, statuses, self.nemesis.bad_disk().is_some());
         let report = self.report();
         let violations = self.scene.violations.take();
@@ -142,6 +172,17 @@ impl Run {
                 let number = (client * 10 + lane) as u64;
                 let worker = self.worker(host, number, shared.clone());
                 self.simulation.spawn_on(host, |_| worker.work());
+            }
+        }
+        if let Some(moves) = &self.moves {
+            let extent = (self.cluster.plan.shards, self.cluster.nodes.len());
+            for mover in 0..MOVERS {
+                let host = self.clients[mover % self.clients.len()];
+                let runtime = self.simulation.runtime(host);
+                let shared = Shared::new(&runtime);
+                let lane = Lane::new(runtime, self.simulation.random(), self.options.clone(), shared);
+                let mover = Mover::new(self.scene.clone(), lane, moves.clone(), extent);
+                self.simulation.spawn_on(host, |_| mover.work());
             }
         }
         let (addresses, observed, scene) =
@@ -203,7 +244,8 @@ impl Run {
     }
 
     fn wait_for_equality(&mut self) -> checks::Statuses {
-        let within = if self.nemesis.bad_disk().is_some() { HEALED_WITHIN } else { EQUAL_WITHIN };
+        let takes_long = self.nemesis.bad_disk().is_some() || self.moves.is_some();
+        let within = if takes_long { HEALED_WITHIN } else { EQUAL_WITHIN };
         let until = self.simulation.now() + within;
         loop {
             let statuses = Rc::new(RefCell::new(checks::Statuses::new()));
@@ -227,6 +269,11 @@ impl Run {
             conflicts: story.conflicts,
             snapshots: story.snapshots_installed,
             handoffs: story.handoffs,
+            moves: self.moves.as_ref().map_or(0, |moves| moves.done.get()),
+            swaps: self.moves.as_ref().map_or(0, |moves| moves.swaps.get()),
+            opened: story.opened,
+            dropped: story.dropped,
+            told_removed: story.told_removed,
             crashes: world.crashes,
             kills: world.kills,
             bad_disks: u64::from(self.nemesis.bad_disk().is_some()),

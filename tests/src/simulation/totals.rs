@@ -61,6 +61,16 @@ counts! {
     snapshots,
     /// Starts of a node that handed shards to new logs.
     handoffs,
+    /// Orders to shards that were carried out.
+    moves,
+    /// Of them, those that changed who votes.
+    swaps,
+    /// Replicas that were opened empty.
+    opened,
+    /// Replicas that were removed and dropped.
+    dropped,
+    /// Of them, those that had to be told.
+    told_removed,
     /// Power cuts.
     crashes,
     /// Times that a node's processes were killed.

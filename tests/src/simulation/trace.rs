@@ -24,6 +24,10 @@ struct Counts {
     conflicts: u64,
     handoffs: u64,
     corruptions: u64,
+    /// How often each replica was opened empty: a second time it would have forgotten.
+    opened: BTreeMap<u64, u32>,
+    dropped: u64,
+    told_removed: u64,
 }
 
 /// Totals of [`Heard`].
@@ -34,6 +38,11 @@ pub(crate) struct Story {
     pub(crate) conflicts: u64,
     pub(crate) handoffs: u64,
     pub(crate) corruptions: u64,
+    pub(crate) opened: u64,
+    pub(crate) dropped: u64,
+    pub(crate) told_removed: u64,
+    /// Replicas that were opened empty more than once.
+    pub(crate) opened_again: Vec<u64>,
     /// Shards and terms that had more than one leader.
     pub(crate) double_leaders: Vec<(u64, u64)>,
 }
@@ -51,6 +60,10 @@ impl Heard {
             conflicts: counts.conflicts,
             handoffs: counts.handoffs,
             corruptions: counts.corruptions,
+            opened: counts.opened.len() as u64,
+            dropped: counts.dropped,
+            told_removed: counts.told_removed,
+            opened_again: counts.opened.iter().filter(|(_, times)| **times > 1).map(|(id, _)| *id).collect(),
             double_leaders: counts.leads.iter().filter(|(_, times)| **times > 1).map(|(at, _)| *at).collect(),
         }
     }
@@ -64,6 +77,9 @@ impl Counts {
             "entries of another leader are replaced" => self.conflicts += 1,
             "more cores than logs: handing shards to new logs" => self.handoffs += 1,
             "corruption found by a read" => self.corruptions += 1,
+            "opened a new replica, empty" => *self.opened.entry(fields.replica).or_default() += 1,
+            "a replica that was removed is gone" => self.dropped += 1,
+            "this replica goes" => self.told_removed += u64::from(fields.reason.contains("did not listen")),
             _ => {}
         }
     }
@@ -75,6 +91,8 @@ struct Fields {
     message: String,
     shard: u64,
     term: u64,
+    replica: u64,
+    reason: String,
 }
 
 impl Visit for Fields {
@@ -82,7 +100,14 @@ impl Visit for Fields {
         match field.name() {
             "shard" => self.shard = value,
             "term" => self.term = value,
+            "replica" => self.replica = value,
             _ => {}
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "reason" {
+            value.clone_into(&mut self.reason);
         }
     }
 

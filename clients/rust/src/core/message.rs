@@ -34,6 +34,8 @@ pub enum Request {
     ClusterRead(v1::ClusterRead),
     /// Changes the cluster's own state.
     ClusterChange(v1::ClusterChange),
+    /// Changes a shard's group, or asks who is in it. Sending it again does no harm.
+    ShardOrder(v1::ShardOrder),
 }
 
 impl Request {
@@ -51,6 +53,7 @@ impl Request {
             Self::Scrub(_) => FrameKind::Scrub,
             Self::ClusterRead(_) => FrameKind::ClusterRead,
             Self::ClusterChange(_) => FrameKind::ClusterChange,
+            Self::ShardOrder(_) => FrameKind::ShardOrder,
         }
     }
 
@@ -68,6 +71,7 @@ impl Request {
             Self::Scrub(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
             Self::ClusterRead(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
             Self::ClusterChange(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
+            Self::ShardOrder(message) => frame::encode(outgoing, Flags::NONE, correlation, message),
         }
     }
 
@@ -84,7 +88,8 @@ impl Request {
             | Self::Verify(_)
             | Self::Scrub(_)
             | Self::ClusterRead(_)
-            | Self::ClusterChange(_) => {}
+            | Self::ClusterChange(_)
+            | Self::ShardOrder(_) => {}
         }
     }
 
@@ -99,6 +104,7 @@ impl Request {
             Self::Verify(message) => message.timeout_ms = milliseconds,
             Self::ClusterRead(message) => message.timeout_ms = milliseconds,
             Self::ClusterChange(message) => message.timeout_ms = milliseconds,
+            Self::ShardOrder(message) => message.timeout_ms = milliseconds,
             Self::ClusterStatus(_) | Self::NodeStatus(_) | Self::Scrub(_) => {}
         }
     }
@@ -127,6 +133,8 @@ pub enum Response {
     ClusterRead(Box<v1::ClusterReadReply>),
     /// To a cluster change.
     ClusterChange(v1::ClusterChangeReply),
+    /// To a shard order.
+    ShardView(v1::ShardView),
 }
 
 impl Response {
@@ -143,6 +151,7 @@ impl Response {
             FrameKind::ScrubReply => frame.decode().map(Self::Scrub),
             FrameKind::ClusterReadReply => frame.decode().map(Box::new).map(Self::ClusterRead),
             FrameKind::ClusterChangeReply => frame.decode().map(Self::ClusterChange),
+            FrameKind::ShardView => frame.decode().map(Self::ShardView),
             other => unreachable!("no request of a client is answered by a {other} frame"),
         }
     }
@@ -154,6 +163,7 @@ impl Response {
             Self::Get(reply) => reply.served_by.as_ref(),
             Self::Batch(reply) => reply.served_by.as_ref(),
             Self::Scan(reply) => reply.served_by.as_ref(),
+            Self::ShardView(reply) => reply.served_by.as_ref(),
             // Where the cluster's own state is kept is nobody's business but the nodes'.
             Self::ClusterStatus(_)
             | Self::NodeStatus(_)
