@@ -1,13 +1,13 @@
 //! Replicas that come and go on this node.
 //!
-//! *They come* when the leader of a group first speaks to them: a replica id names its node, and one that is newer than
-//! all that this node has had of the shard (`replica_notes`) is opened empty. It knows no members, so it neither
+//! *They come* when the leader of a group first speaks to them: a replica id names its node, and one that is newer
+//! than all that this node has had of the shard (`replica_notes`) is opened empty. It knows no members, so it neither
 //! campaigns nor counts; its leader fills it by the log or by a snapshot.
 //!
-//! *They go* when a configuration without them is committed. A replica that applies its own removal goes by itself. One
-//! that missed it, because it was down, cut off, or is silent for want of traffic, asks those who may know, and goes when
-//! told. One that hears of a newer replica of its own node goes too: leaders add a replica to a node only once the older
-//! one is out (`orders`).
+//! *They go* when a configuration without them is committed. A replica that applies its own removal goes by itself.
+//! One that missed it, because it was down, cut off, or is silent for want of traffic, asks those who may know, and
+//! goes when told. One that hears of a newer replica of its own node goes too: leaders add a replica to a node only
+//! once the older one is out (`orders`).
 //!
 //! Nothing that is told can take a member away by mistake: who answers has applied a configuration without it, and
 //! so knows it to be committed; and that is newer than any that the replica knows itself to be in. Since ids never come
@@ -44,14 +44,13 @@ const REST_PAUSE: Duration = Duration::from_millis(5);
 /// How often replicas that no leader speaks to ask about themselves.
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// For how long no leader has spoken to them then; and to one that does not know itself to be a member, which asks later,
-/// so that whoever adds it has had the time to do so.
+/// For how long no leader has spoken to them then; and to one that does not know itself to be a member, which asks
+/// later, so that whoever adds it has had the time to do so.
 const UNHEARD_FOR: Duration = Duration::from_secs(3);
 const UNHEARD_FOR_AS_STRANGER: Duration = Duration::from_secs(30);
 
-/// Every so many rounds those ask too that have a leader but heard nothing of it: their group is at rest, or they are
-/// not in it any more.
-const QUIET_ROUNDS: u64 = 12;
+/// Every so many rounds those ask too whose group is at rest, as far as they know: they may not be in it any more.
+const QUIET_ROUNDS: u64 = 6;
 
 /// Nodes that are asked beside those that the replica knows to have its group, how long they have to answer, and how
 /// many questions go in one message.
@@ -81,6 +80,28 @@ impl Belonging {
 }
 
 impl<R: Runtime> Replica<R> {
+    /// Where the others are follows from who is in the group.
+    pub(crate) fn learn_others(&self) {
+        let members = self.raft.configuration().members();
+        let mut nodes: Vec<u32> =
+            members.into_iter().filter(|id| *id != self.id).map(|id| node_of(id).0).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        *self.source.others.borrow_mut() = nodes;
+    }
+
+    /// The member of the group that lives on a node.
+    pub(crate) fn member_on(&self, node_number: u32) -> Option<ReplicaId> {
+        let configuration = self.raft.configuration();
+        let mut members = configuration.all_voters().chain(configuration.learners.iter().copied());
+        members.find(|id| node_of(*id).0 == node_number)
+    }
+
+    /// The shard map has this epoch now.
+    pub(crate) fn set_epoch(&mut self, epoch: u64) {
+        self.served_by.epoch = epoch;
+    }
+
     /// Looks at the applied membership. True if that has just come to be one without this replica, which was in it.
     fn has_been_removed(&mut self) -> bool {
         let applied = self.raft.applied_membership();
@@ -99,7 +120,8 @@ impl<R: Runtime> Replica<R> {
         let membership = self.raft.membership();
         let is_member = membership.configuration.is_member(self.id);
         let unheard_for = if is_member { UNHEARD_FOR } else { UNHEARD_FOR_AS_STRANGER };
-        let is_alone = self.leader.is_none() || is_quiet_asked;
+        // A leader whose group is not at rest is heard all the time.
+        let is_alone = is_quiet_asked || self.leader.is_none() || !self.raft.status().quiesced;
         if self.is_leader()
             || self.belonging.is_leaving
             || !is_alone

@@ -236,12 +236,19 @@ impl<R: Runtime> Core<R> {
         let node_number = own.number;
         let placements = cluster::placements(&record);
         let genesis = Arc::new(MetaState::formed(&record, &placements));
-        let mut noted = cluster::founding_notes(&genesis, node_number);
-        noted.merge(&replica_notes::load(&self.runtime, &self.input.config).await?);
+        let founding = cluster::founding_notes(&genesis, node_number);
+        let files = replica_notes::load(&self.runtime, &self.input.config).await?;
+        let mut noted = founding.clone();
+        files.values().for_each(|notes| noted.merge(notes));
         let has_replica: Vec<bool> =
             (1..=record.shard_count).map(|shard| noted.held(shard).is_some()).collect();
         let cores = self.mesh.cores();
         let ownership = ownership::prepare(&self.runtime, &self.input.config, &has_replica, cores).await?;
+        let shard_logs: Vec<Option<u16>> =
+            std::iter::once(Some(META_LOG)).chain(ownership.shard_logs).collect();
+        let log_of = |shard: u32| shard_logs.get(shard as usize).copied().flatten();
+        replica_notes::carry_over(&self.runtime, &self.input.config, &files, (&noted, &founding), log_of)
+            .await?;
         Ok(Cluster {
             record,
             identity: self.identity.clone(),
@@ -249,7 +256,7 @@ impl<R: Runtime> Core<R> {
             state: genesis.clone(),
             genesis,
             noted: Arc::new(noted),
-            shard_logs: std::iter::once(Some(META_LOG)).chain(ownership.shard_logs).collect(),
+            shard_logs,
             logs_total: ownership.logs_total,
             cores,
             boot_id: self.input.boot_id,

@@ -244,28 +244,6 @@ impl<R: Runtime> Replica<R> {
         replica
     }
 
-    /// Where the others are follows from who is in the group.
-    fn learn_others(&self) {
-        let members = self.raft.configuration().members();
-        let mut nodes: Vec<u32> =
-            members.into_iter().filter(|id| *id != self.id).map(|id| node_of(id).0).collect();
-        nodes.sort_unstable();
-        nodes.dedup();
-        *self.source.others.borrow_mut() = nodes;
-    }
-
-    /// The member of the group that lives on a node.
-    pub(crate) fn member_on(&self, node_number: u32) -> Option<krita_raft::ReplicaId> {
-        let configuration = self.raft.configuration();
-        let mut members = configuration.all_voters().chain(configuration.learners.iter().copied());
-        members.find(|id| node_of(*id).0 == node_number)
-    }
-
-    /// The shard map has this epoch now.
-    pub(crate) fn set_epoch(&mut self, epoch: u64) {
-        self.served_by.epoch = epoch;
-    }
-
     pub(crate) fn engine_shard(&self) -> ShardId {
         ShardId(self.shard)
     }

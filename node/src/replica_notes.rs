@@ -3,7 +3,8 @@
 //! A log can lose a shard, and nothing in it tells a replica that was removed from one that was never there. So the
 //! notes stand beside the logs. What is noted only rises: a newer generation takes the place of an older one, and a
 //! replica that was removed stays removed. The order of two notes of one shard does not matter, therefore, nor in
-//! which log's file they stand; after a shard has moved between logs the older file may still have its older note.
+//! which log's file they stand; after a shard has moved between logs the older file may still have its older note, and
+//! the note is carried over before that file is written again.
 //!
 //! - A new replica is made in its log first, and noted as held before it says a word. If the power goes between the two
 //!   it has promised nothing: it is dropped at the next start.
@@ -152,24 +153,59 @@ fn path(config: &Config, log: u16) -> PathBuf {
     config.data_directory.join(format!("log-{log:03}{FILE_SUFFIX}"))
 }
 
-/// All that is noted in a data directory.
+/// What the files of a data directory note, by log.
 ///
 /// # Errors
 /// A file that cannot be read, or is damaged: without it nobody knows what must not come back.
-pub(crate) async fn load<R: Runtime>(runtime: &R, config: &Config) -> Result<ReplicaNotes, NodeFailure> {
-    let bad = |path: &Path, what: &dyn std::fmt::Display| NodeFailure(format!("{}: {what}", path.display()));
+pub(crate) async fn load<R: Runtime>(
+    runtime: &R,
+    config: &Config,
+) -> Result<BTreeMap<u16, ReplicaNotes>, NodeFailure> {
     let directory = &config.data_directory;
     let files = runtime.list_directory(directory).await.map_err(|error| bad(directory, &error))?;
-    let is_ours = |path: &&PathBuf| {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        name.starts_with("log-") && name.ends_with(FILE_SUFFIX)
-    };
-    let mut notes = ReplicaNotes::default();
-    for path in files.iter().filter(is_ours) {
-        let file = runtime.read_small_file(path, FILE_BYTES_MAX).await.map_err(|error| bad(path, &error))?;
-        notes.merge(&ReplicaNotes::decode(&file).map_err(|error| bad(path, &error))?);
+    let mut notes = BTreeMap::new();
+    for name in files.iter().filter_map(|path| path.file_name()) {
+        let name = name.to_string_lossy();
+        let number = name.strip_prefix("log-").and_then(|rest| rest.strip_suffix(FILE_SUFFIX));
+        let Some(log) = number.and_then(|number| number.parse().ok()) else { continue };
+        let path = path(config, log);
+        let file = runtime.read_small_file(&path, FILE_BYTES_MAX).await;
+        let file = file.map_err(|error| bad(&path, &error))?;
+        notes.insert(log, ReplicaNotes::decode(&file).map_err(|error| bad(&path, &error))?);
     }
     Ok(notes)
+}
+
+/// Sees to it that each log's own file has what is known of the log's shards beyond what follows from the cluster's
+/// record (`founding`), before any log serves. A shard that was handed to another log has its note in the old log's
+/// file alone, which is about to be written without it.
+pub(crate) async fn carry_over<R: Runtime>(
+    runtime: &R,
+    config: &Config,
+    files: &BTreeMap<u16, ReplicaNotes>,
+    (known, founding): (&ReplicaNotes, &ReplicaNotes),
+    log_of: impl Fn(u32) -> Option<u16>,
+) -> Result<(), NodeFailure> {
+    let mut lacking: BTreeMap<u16, ReplicaNotes> = BTreeMap::new();
+    for (shard, note) in &known.by_shard {
+        let Some(log) = log_of(*shard) else { continue };
+        let is_there = [Some(founding), files.get(&log)]
+            .into_iter()
+            .flatten()
+            .any(|notes| notes.by_shard.get(shard) == Some(note));
+        if !is_there {
+            lacking.entry(log).or_default().note(*note);
+        }
+    }
+    for (log, mut notes) in lacking {
+        files.get(&log).into_iter().for_each(|file| notes.merge(file));
+        notes.store(runtime, config, log).await.map_err(|error| bad(&path(config, log), &error))?;
+    }
+    Ok(())
+}
+
+fn bad(path: &Path, what: &dyn std::fmt::Display) -> NodeFailure {
+    NodeFailure(format!("{}: {what}", path.display()))
 }
 
 #[cfg(test)]

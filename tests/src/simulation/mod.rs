@@ -128,7 +128,18 @@ impl Run {
             policy: RetryPolicy { attempt_timeout: plan.attempt_timeout, ..RetryPolicy::default() },
             timeout: plan.call_timeout,
         });
-        Self { seed, simulation, cluster, scene, observed, nemesis, clients, options, heard, moves: moves.then(Rc::default) }
+        Self {
+            seed,
+            simulation,
+            cluster,
+            scene,
+            observed,
+            nemesis,
+            clients,
+            options,
+            heard,
+            moves: moves.then(Rc::default),
+        }
     }
 
     fn finish(mut self) -> Result<Report, String> {

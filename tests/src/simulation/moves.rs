@@ -1,8 +1,8 @@
-//! Replicas that move while everything else happens: movers that order changes of the shards' groups, by chance, several
-//! at a time and against each other, and order again what was ordered long ago.
+//! Replicas that move while everything else happens: movers that order changes of the shards' groups, by chance,
+//! several at a time and against each other, and order again what was ordered long ago.
 //!
-//! Checked: a shard has one configuration at each index of its log; no replica id is opened a second time, whatever came
-//! late or was restarted with old data; and in the end each shard is where its leader says, and nowhere else.
+//! Checked: a shard has one configuration at each index of its log; no replica id is opened a second time, whatever
+//! came late or was restarted with old data; and in the end each shard is where its leader says, and nowhere else.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,7 +68,9 @@ impl Moves {
         let known = configurations.entry(at).or_insert_with(|| members.clone());
         if *known != members {
             let (shard, index) = at;
-            scene.violation(format!("shard {shard} has two configurations at {index}: {known:?}, {members:?}"));
+            scene.violation(format!(
+                "shard {shard} has two configurations at {index}: {known:?}, {members:?}"
+            ));
         }
     }
 
@@ -76,7 +78,8 @@ impl Moves {
     pub(crate) fn check(&self, scene: &Scene, statuses: &Statuses) {
         for (shard, view) in self.last.borrow().iter() {
             let wanted: BTreeSet<u32> = view.members.iter().map(|member| member.node_number).collect();
-            let holders = statuses.values().filter(|status| status.shards.iter().any(|at| at.shard == *shard));
+            let holders =
+                statuses.values().filter(|status| status.shards.iter().any(|at| at.shard == *shard));
             let found: BTreeSet<u32> =
                 holders.filter_map(|status| status.node.as_ref()).map(|node| node.node_number).collect();
             if wanted != found {
@@ -231,11 +234,100 @@ pub(crate) async fn finish(worker: Worker, moves: Rc<Moves>, (shards, nodes): (u
                     break;
                 };
                 let configuration_index = view.configuration_index;
-                let order = v1::ShardOrder { shard, configuration_index, action: Some(action), timeout_ms: 0 };
+                let order =
+                    v1::ShardOrder { shard, configuration_index, action: Some(action), timeout_ms: 0 };
                 mover.order(order).await;
             }
             mover.lane.runtime.sleep(PAUSE).await;
         }
     }
     scene.lanes.set(scene.lanes.get() - 1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Run, checks};
+    use super::*;
+    use crate::simulation::trace::{self, Heard};
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// Goes on until the order is done, with the configuration as it is then.
+    async fn insist(mover: &mut Mover, shard: u32, action: Action) -> v1::ShardView {
+        loop {
+            if let Some(view) = mover.look(shard).await {
+                let configuration_index = view.configuration_index;
+                let action = Some(action.clone());
+                let order = v1::ShardOrder { shard, configuration_index, action, timeout_ms: 0 };
+                let answer = mover.send(order).await;
+                if let Some(view) = answer.filter(|view| view.outcome() == OrderOutcome::Done) {
+                    return view;
+                }
+            }
+            mover.lane.runtime.sleep(PAUSE).await;
+        }
+    }
+
+    /// Runs a script with a mover of its own, and returns what it comes to.
+    fn script<T: 'static, F: Future<Output = T> + 'static>(
+        run: &mut Run,
+        of: impl FnOnce(Mover) -> F + 'static,
+    ) -> T {
+        let moves = run.moves.clone().expect("this run has movers");
+        let extent = (run.cluster.plan.shards, run.cluster.nodes.len());
+        let result = Rc::new(RefCell::new(None));
+        let (scene, filled) = (run.scene.clone(), result.clone());
+        run.demand(LIMIT, "the script does not end", |worker| async move {
+            let outcome = of(Mover::new(scene.clone(), worker.lane, moves, extent)).await;
+            *filled.borrow_mut() = Some(outcome);
+            scene.lanes.set(scene.lanes.get() - 1);
+        });
+        result.take().expect("the script ends in time")
+    }
+
+    #[test]
+    fn a_changed_group_outlives_a_restart_of_all_and_who_missed_its_removal_lets_go() {
+        let heard = Heard::default();
+        trace::listen(&heard, false, || {
+            let mut run = Run::new(3, heard.clone(), true);
+            (0..run.cluster.nodes.len()).for_each(|position| run.cluster.boot_on(position, 1));
+            let (leaves, position) = script(&mut run, |mut mover| async move {
+                let first = insist(&mut mover, 1, Action::Look(v1::ShardLook {})).await;
+                let Some(add) = mover.add(&first) else { panic!("one node has no replica") };
+                let Action::AddLearner(enters) = add else { panic!("it adds") };
+                let view = insist(&mut mover, 1, Action::AddLearner(enters)).await;
+                let leaves = view
+                    .members
+                    .iter()
+                    .find(|member| member.role() == MemberRole::Voter && member.replica_id != view.leader);
+                let leaves = leaves.expect("there are three voters").clone();
+                insist(&mut mover, 1, swap(enters, leaves.replica_id)).await;
+                (leaves.replica_id, leaves.node_number as usize - 1)
+            });
+            // It does not hear of its removal, and comes back with what it had.
+            run.cluster.pause(position);
+            let removed = script(&mut run, move |mut mover| async move {
+                let view = insist(&mut mover, 1, Action::RemoveLearner(leaves)).await;
+                mover.lane.runtime.sleep(Duration::from_secs(8)).await;
+                view
+            });
+            (0..run.cluster.nodes.len()).for_each(|position| run.cluster.power_cut(position));
+            let found = script(&mut run, |mut mover| async move {
+                insist(&mut mover, 1, Action::Look(v1::ShardLook {})).await
+            });
+            assert_eq!(found.configuration_index, removed.configuration_index);
+            let ids = |view: &v1::ShardView| {
+                view.members.iter().map(|member| (member.replica_id, member.role)).collect::<Vec<_>>()
+            };
+            assert_eq!(ids(&found), ids(&removed));
+            assert!(
+                found.members.iter().all(|member| member.replica_id != leaves) && found.members.len() == 3
+            );
+            let statuses = run.wait_for_equality();
+            assert_eq!(checks::difference(&statuses), None);
+            assert_eq!((heard.story().opened, heard.story().dropped), (1, 1));
+            assert_eq!(heard.story().told_removed, 1);
+            assert!(run.scene.violations.take().is_empty());
+        });
+    }
 }
