@@ -9,9 +9,10 @@
 //! goes when told. One that hears of a newer replica of its own node goes too: leaders add a replica to a node only
 //! once the older one is out (`orders`).
 //!
-//! Nothing that is told can take a member away by mistake: who answers has applied a configuration without it, and
-//! so knows it to be committed; and that is newer than any that the replica knows itself to be in. Since ids never come
-//! back, it is out for good. That it is gone is durable before its data goes, so that its votes and promises
+//! Nothing that is told can take a member away by mistake: who answers has applied the log up to or beyond the entry by
+//! which the replica believes itself to be a member, and the configuration there, which is committed, is without it. So
+//! that entry was cut off, or followed by one that removed the replica; and since ids never come back, it is out for
+//! good. That it is gone is durable before its data goes, so that its votes and promises
 //! cannot be forgotten and then be made anew: the id is never opened again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -146,12 +147,15 @@ impl<R: Runtime> Replica<R> {
         }
         let is_out = !applied.configuration.is_member(id)
             && match question.is_member {
-                true => applied.set_by.index.0 > question.configuration_index,
+                true => self.applied.0 >= question.configuration_index,
                 // It may be about to be added: only the leader knows, unless it is changing something just now.
                 false => self.is_leader() && self.raft.membership() == applied,
             };
-        let configuration_index = applied.set_by.index.0;
-        is_out.then_some(v1::RemovedReplica { shard: self.shard, replica_id: id.0, configuration_index })
+        is_out.then_some(v1::RemovedReplica {
+            shard: self.shard,
+            replica_id: id.0,
+            as_of_index: self.applied.0,
+        })
     }
 }
 
@@ -379,7 +383,7 @@ impl<R: Runtime> Core<R> {
         self.with_replica(removed.shard, |replica| {
             let membership = replica.raft.membership();
             let is_newer = !membership.configuration.is_member(replica.id)
-                || membership.set_by.index.0 < removed.configuration_index;
+                || membership.set_by.index.0 <= removed.as_of_index;
             let is_heard = now < replica.belonging.heard_at + UNHEARD_FOR;
             if replica.id.0 == removed.replica_id && is_newer && !is_heard && !replica.is_leader() {
                 self.retire(replica, "it was removed from its group while it did not listen");

@@ -127,6 +127,11 @@ impl Client {
         self.runtime.block_on(self.client.node_status(address))
     }
 
+    /// See [`crate::Client::order_shard`].
+    pub fn order_shard(&self, order: v1::ShardOrder) -> Result<v1::ShardView> {
+        self.runtime.block_on(self.client.order_shard(order))
+    }
+
     /// See [`crate::Client::verify`].
     pub fn verify(&self, shard: u32) -> Result<v1::VerifyReply> {
         self.runtime.block_on(self.client.verify(shard))

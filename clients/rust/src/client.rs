@@ -215,6 +215,12 @@ impl Client {
         self.cluster.node_status(address, HEALTH_TIMEOUT).await
     }
 
+    /// Changes who is in a shard's group, moves its leadership, or asks who is there, as `docs/protocol.md` tells; its
+    /// leader answers. An order that is sent again is carried out once. Needs the admin's token.
+    pub async fn order_shard(&self, order: v1::ShardOrder) -> Result<v1::ShardView> {
+        self.cluster.order_shard(order).await
+    }
+
     /// Compares the replicas of a shard with each other, at one index that all of them have applied, if they all get
     /// there within the call's time.
     pub async fn verify(&self, shard: u32) -> Result<v1::VerifyReply> {

@@ -524,6 +524,15 @@ impl Cluster {
             other => Err(unexpected(&other)),
         }
     }
+
+    pub(crate) async fn order_shard(&self, order: v1::ShardOrder) -> Result<v1::ShardView> {
+        let mut call = self.call(CallKind::Read, None);
+        self.with_topology(&mut call, |_| ()).await?;
+        match self.run(call, CallKind::Read, order.shard, Request::ShardOrder(order)).await? {
+            Response::ShardView(view) => Ok(view),
+            other => Err(unexpected(&other)),
+        }
+    }
 }
 
 /// A good answer of another kind than was asked for. The connection matches kinds, so this is a bug.

@@ -45,6 +45,8 @@ pub(crate) struct Moves {
     last: RefCell<BTreeMap<u32, v1::ShardView>>,
     /// No further moves.
     pub(crate) is_over: Cell<bool>,
+    /// Movers at work.
+    working: Cell<usize>,
     /// Orders that were carried out.
     pub(crate) done: Cell<u64>,
     /// Of them, those that changed who votes.
@@ -107,17 +109,19 @@ impl Mover {
 
     /// Moves replicas about until it is over.
     pub(crate) async fn work(mut self) {
+        self.moves.working.set(self.moves.working.get() + 1);
         while !self.moves.is_over.get() {
             let pause = self.lane.random.between(20, 900);
             self.lane.runtime.sleep(Duration::from_millis(pause)).await;
             if self.lane.random.chance(0.2) && !self.remembered.is_empty() {
-                let old = self.remembered[self.lane.random.index(self.remembered.len())].clone();
+                let old = self.remembered[self.lane.random.index(self.remembered.len())];
                 self.order(old).await;
                 continue;
             }
             let shard = 1 + u32::try_from(self.lane.random.below(u64::from(self.shards))).expect("few");
             self.step(shard).await;
         }
+        self.moves.working.set(self.moves.working.get() - 1);
     }
 
     async fn step(&mut self, shard: u32) {
@@ -128,7 +132,7 @@ impl Mover {
         if self.remembered.len() == REMEMBERED {
             self.remembered.remove(0);
         }
-        self.remembered.push(order.clone());
+        self.remembered.push(order);
         self.order(order).await;
     }
 
@@ -226,6 +230,10 @@ fn swap(promote: u64, demote: u64) -> Action {
 pub(crate) async fn finish(worker: Worker, moves: Rc<Moves>, (shards, nodes): (u32, usize)) {
     let scene = worker.scene.clone();
     let mut mover = Mover::new(scene.clone(), worker.lane, moves.clone(), (shards, nodes));
+    // What they have ordered may still come.
+    while moves.working.get() > 0 {
+        mover.lane.runtime.sleep(PAUSE).await;
+    }
     for shard in 1..=shards {
         loop {
             if let Some(view) = mover.look(shard).await.filter(|view| !view.changing) {
@@ -257,7 +265,7 @@ mod tests {
         loop {
             if let Some(view) = mover.look(shard).await {
                 let configuration_index = view.configuration_index;
-                let action = Some(action.clone());
+                let action = Some(action);
                 let order = v1::ShardOrder { shard, configuration_index, action, timeout_ms: 0 };
                 let answer = mover.send(order).await;
                 if let Some(view) = answer.filter(|view| view.outcome() == OrderOutcome::Done) {
