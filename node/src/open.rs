@@ -337,8 +337,8 @@ pub(crate) fn new_shard(cluster: &Cluster, replica: ReplicaId) -> Option<NewShar
     })
 }
 
-/// What a replica knows of its group when it begins: all, if it is one of those that the group was made with; of one that
-/// came later, nothing.
+/// What a replica knows of its group when it begins: all, if it is one of those that the group was made with; one that
+/// came later knows nothing.
 fn first_membership(cluster: &Cluster, replica: ReplicaId) -> Membership {
     let founders = cluster.first_configuration(shard_of(replica).0);
     match founders.filter(|founders| founders.is_member(replica)) {

@@ -1,4 +1,5 @@
-//! Which log of this node owns which shard, held or not: a replica may come to any node at any time (`membership`), and how a shard moves between logs when the number of cores grows.
+//! Which log of this node owns which shard, held or not: a replica may come to any node at any time (`membership`);
+//! and how a shard moves between logs when the number of cores grows.
 //!
 //! A node has at least as many logs as it ever had cores; core c owns the logs whose number is c modulo the number
 //! of cores. With fewer cores than before a core opens several logs and nothing moves. With more, logs are added

@@ -142,8 +142,8 @@ impl<R: Runtime> Core<R> {
         });
     }
 
-    /// The other nodes, those first that are most likely to lead the shard: the map's, those where it went from here, and
-    /// then any, since the map may be behind. `None`: there is no such shard.
+    /// The other nodes, those first that are most likely to lead the shard: the map's, those where it went from here,
+    /// and then any, since the map may be behind. `None`: there is no such shard.
     fn likely_holders(&self, shard: u32) -> Option<Vec<u32>> {
         let guard = self.serving.borrow();
         let serving = guard.as_ref()?;
