@@ -308,7 +308,7 @@ mod tests {
                     .members
                     .iter()
                     .find(|member| member.role() == MemberRole::Voter && member.replica_id != view.leader);
-                let leaves = leaves.expect("there are three voters").clone();
+                let leaves = *leaves.expect("there are three voters");
                 insist(&mut mover, 1, swap(enters, leaves.replica_id)).await;
                 (leaves.replica_id, leaves.node_number as usize - 1)
             });
