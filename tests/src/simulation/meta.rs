@@ -209,3 +209,43 @@ pub fn survive(seed: u64, nodes: usize) -> Result<(), String> {
     scene.maps(state.epoch)?;
     scene.equal()
 }
+
+/// Four nodes and three replicas: a person has a replica moved, and every node's map follows; then somebody else leads.
+///
+/// # Errors
+/// What went wrong.
+pub fn move_by_hand(seed: u64) -> Result<(), String> {
+    let scene = Scene::formed(seed, 4);
+    let formed = scene.read_until("it has formed", |state| state.members.len() == 4 && state.feature >= 2)?;
+    let epoch = formed.epoch;
+    let before = scene.maps(epoch)?.remove(0).shards.remove(0);
+    let from_node = before.nodes[0];
+    let to_node = (1..=4).find(|node| !before.nodes.contains(node)).expect("three of four have it");
+    let job = scene.change("a move", Change::Move(v1::ClusterMove { shard: 1, from_node, to_node }))?.job;
+    let state = scene.read_until("the move is done", move |state| {
+        state.jobs.iter().any(|running| running.job == job && running.state == 3)
+    })?;
+    let mut wanted: Vec<u32> = before.nodes.iter().copied().filter(|node| *node != from_node).collect();
+    wanted.push(to_node);
+    wanted.sort_unstable();
+    for map in scene.maps(state.epoch)? {
+        let mut nodes = map.shards[0].nodes.clone();
+        nodes.sort_unstable();
+        if nodes != wanted || map.epoch <= epoch {
+            return Err(format!("the map of epoch {} has shard 1 on {nodes:?}, not {wanted:?}", map.epoch));
+        }
+    }
+    let node = wanted[0];
+    scene.change("another leads", Change::Lead(v1::ClusterLead { shard: 1, node }))?;
+    scene.run("it leads", move |runtime, addresses| async move {
+        loop {
+            let status = Request::ClusterStatus(v1::ClusterStatus {});
+            if let Response::ClusterStatus(map) = ask(&runtime, &addresses, &status).await
+                && map.shards[0].leader_node == node
+            {
+                return;
+            }
+            runtime.sleep(PAUSE).await;
+        }
+    })
+}
