@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use krita_tests::source::{SourceFile, assert_none, files, names};
 
 /// For each crate the crates of ours that it may depend on, and why no others.
-const MAY_DEPEND_ON: [(&str, &[&str], &str); 12] = [
+const MAY_DEPEND_ON: [(&str, &[&str], &str); 13] = [
     ("proto", &[], "the wire is read by everyone, so it drags nothing along"),
     ("runtime", &[], "the seam knows the machine, and nothing of Krita"),
     ("raft", &[], "consensus is replayed and tested on its own"),
@@ -28,6 +28,7 @@ const MAY_DEPEND_ON: [(&str, &[&str], &str); 12] = [
         "thin mains over the client library and the codecs of files",
     ),
     ("bin/server", &["client", "net", "node", "proto", "runtime"], "mains are thin: the work is in node"),
+    ("bin/bench", &["cli", "client", "net", "proto", "runtime"], "a load is a client: it sees no server"),
     ("tests", &["client", "engine", "net", "node", "proto", "raft", "runtime"], "tests see everything"),
     ("xtask", &[], "it builds the rest, so it cannot need it"),
 ];
@@ -139,7 +140,8 @@ fn only_the_runtime_names_glommio() {
     for file in files(&[".rs"]) {
         let path = &file.path;
         let in_glommio = path == "runtime/src/glommio.rs" || path.starts_with("runtime/src/glommio/");
-        let is_main = ["bin/server/", "tests/", "benches/"].iter().any(|start| path.starts_with(start));
+        let is_main =
+            ["bin/server/", "bin/bench/", "tests/", "benches/"].iter().any(|it| path.starts_with(it));
         for (number, line) in file.product_code() {
             let through_seam = line.contains("krita_runtime::glommio");
             let declares = path == "runtime/src/lib.rs" && line.trim() == "pub mod glommio;";

@@ -17,12 +17,13 @@ const WIDTH_MAX: usize = 120;
 const TABLE_WIDTH_MAX: usize = 150;
 
 /// Files that may sleep, each with its reason.
-const MAY_SLEEP: [(&str, &str); 3] = [
+const MAY_SLEEP: [(&str, &str); 4] = [
     (
         "benches/storage/src/measure.rs",
         "it waits for stores that work in threads of their own to come to rest",
     ),
     ("tests/src/process.rs", "wait_until polls a process, within a bound: the one place where tests wait"),
+    ("xtask/src/steps.rs", "`compare` polls servers that it has started, within a bound"),
     ("xtask/src/planted.rs", "it polls a test with a planted bug, which may hang, within a bound"),
 ];
 

@@ -1,8 +1,9 @@
-//! What a person would otherwise script: `cargo xtask test`, `simulate` and `planted`.
+//! What a person would otherwise script: `cargo xtask test`, `simulate`, `planted` and `compare`.
 //!
 //! It needs cargo and a C compiler, and `planted` also git. It knows the workspace only by its folders and
 //! commands, so that it builds before everything else does.
 
+mod compare;
 mod planted;
 mod simulate;
 mod steps;
@@ -31,6 +32,8 @@ enum Command {
         #[arg(long)]
         long: bool,
     },
+    /// Compares Krita with etcd and redis on this machine: takes turns, and writes one table.
+    Compare(compare::Options),
     /// Runs the simulation of a whole cluster over a range of seeds.
     Simulate {
         /// Which seeds, from A up to but without B.
@@ -60,6 +63,7 @@ enum Command {
 fn main() -> ExitCode {
     let good = match Arguments::parse().command {
         Command::Test { long } => test::run(&root(), long),
+        Command::Compare(options) => compare::run(&root(), &options),
         Command::Simulate { seeds, planted: false, release } => simulate::run(&root(), seeds, release),
         Command::Simulate { seeds, planted: true, .. } => {
             planted::run(&root(), planted::Options { seeds: Some(seeds), ..planted::Options::default() })

@@ -97,6 +97,12 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// A pause between two looks at a server that starts, within its bound.
+#[allow(clippy::disallowed_methods, reason = "no Runtime here: other programs are waited for")]
+pub(crate) fn rest(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
 fn describe(command: &Command) -> String {
     let mut words: Vec<String> = command
         .get_envs()

@@ -1,10 +1,9 @@
-//! What the commands for Linux share: `kritad`, `init` and `krita-bench` are thin mains over these modules.
+//! What the commands for Linux share: `kritad` and `init` are thin mains over these modules.
 //!
 //! - [`arguments`]: what can be typed. [`files`]: configuration, certificates and tokens on disk.
 //! - [`node`]: runs a node in this process. [`log`]: where its log lines go. `memory`: what budgets are shares of.
 //! - [`demo`] and [`init`] lay out folders (`layout`), run nodes as child processes (`children`) and load example
 //!   data (`examples`).
-//! - [`bench`]: a closed-loop load generator.
 //!
 //! Only here, above all parts, may code touch files, processes and threads. The server process never uses tokio; the
 //! commands that act as clients use the client library.
@@ -15,7 +14,6 @@
 )]
 
 pub mod arguments;
-pub mod bench;
 mod children;
 pub mod demo;
 mod examples;
