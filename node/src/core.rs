@@ -32,6 +32,7 @@ use crate::identity::Identity;
 use crate::mending::Counters;
 use crate::mesh::{CoreMessage, Serve};
 use crate::meta::MetaState;
+use crate::metrics::CoreMetrics;
 use crate::peers::Peers;
 use crate::replica::Replica;
 use crate::replica_notes::ReplicaNotes;
@@ -101,6 +102,7 @@ pub(crate) struct Core<R: Runtime> {
     pub(crate) authenticator: Authenticator,
     pub(crate) peers: Rc<Peers<R>>,
     pub(crate) counters: Rc<Counters>,
+    pub(crate) metrics: Rc<CoreMetrics>,
     /// None until the cluster is formed and this core's logs are open.
     pub(crate) serving: RefCell<Option<Serving<R>>>,
     /// The last state of the meta group that core 0 has applied, for whoever does not serve yet.
@@ -164,6 +166,7 @@ impl<R: Runtime> Core<R> {
         };
         let peers = Rc::new(Peers::new(&runtime, &input, tls.clone()));
         let started_at = runtime.now();
+        let clock = runtime.clone();
         Ok(Self {
             runtime,
             mesh,
@@ -173,6 +176,7 @@ impl<R: Runtime> Core<R> {
             authenticator,
             peers,
             counters: Rc::default(),
+            metrics: CoreMetrics::new(move || clock.now()),
             serving: RefCell::new(None),
             meta_state: RefCell::default(),
             dirty: RefCell::default(),

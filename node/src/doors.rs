@@ -24,6 +24,7 @@ use crate::core::Core;
 use crate::failure::Failure;
 use crate::grpc;
 use crate::mesh::NodeRequest;
+use crate::metrics::Door;
 use crate::request::ShardRequest;
 use crate::responder::{ReplySink, Responder};
 use crate::rest;
@@ -229,7 +230,8 @@ impl<R: Runtime> Core<R> {
         match asked {
             Asked::Shard(request) => {
                 let request = ShardRequest { timeout: left, ..request.clone() };
-                let responder = responder(request.changes_data());
+                let measured = self.metrics.begin(Door::Http, request.kind);
+                let responder = responder(request.changes_data()).measured(measured);
                 self.route(request, responder);
             }
             Asked::Other { kind, body } => self.submit_other(*kind, body, responder(false)),

@@ -16,6 +16,7 @@ use crate::applying::{Applied, FetchedVersions, Wanted};
 use crate::command;
 use crate::core::{Core, Serving};
 use crate::meta::{META_SHARD, node_of};
+use crate::metrics;
 use crate::replica::{Replica, raft_time};
 use crate::scrubbing::Scrub;
 use crate::wire::{self, Payload};
@@ -204,6 +205,7 @@ impl<R: Runtime> Core<R> {
 
     fn send_all(&self, replica: &Replica<R>, messages: Vec<Message<Payload>>) {
         for message in messages {
+            metrics::count(&self.metrics.raft_messages_sent);
             self.peers.queue(node_of(message.to).0, wire::encode(replica.shard, message));
         }
     }
@@ -219,9 +221,14 @@ impl<R: Runtime> Core<R> {
         log.in_flight = true;
         let (core, store) = (self.clone(), log.store.clone());
         self.runtime.spawn(TaskClass::Foreground, "log-write", async move {
+            let began = core.runtime.now();
             let written = match batch.is_empty() {
                 true => Ok(()),
-                false => core.write_once_there_is_room(&store, &batch, grows).await,
+                false => {
+                    let written = core.write_once_there_is_room(&store, &batch, grows).await;
+                    core.metrics.log_written(began);
+                    written
+                }
             };
             core.on_written(position, waiting, written);
         });

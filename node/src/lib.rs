@@ -45,6 +45,7 @@ pub mod meta;
 mod meta_driving;
 mod meta_leader;
 mod meta_requests;
+mod metrics;
 mod node;
 mod open;
 mod orders;

@@ -103,6 +103,11 @@ pub enum NodeRequest {
         /// With each shard.
         shards: bool,
     },
+    /// What one core has counted.
+    CoreMetrics {
+        /// With each shard.
+        shards: bool,
+    },
     /// Begin to read and check all that is stored, on every core. For core 0.
     Scrub,
     /// The same for one core.

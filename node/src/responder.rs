@@ -8,6 +8,7 @@ use krita_proto::frame::{FrameKind, FrameMessage};
 use prost::Message;
 
 use crate::failure::Failure;
+use crate::metrics::Measured;
 
 /// Where answers go: a connection's outgoing queue, or the mesh to the core that has the connection.
 pub(crate) trait ReplySink {
@@ -22,12 +23,21 @@ pub(crate) struct Responder {
     ticket: u64,
     /// The request may have changed data.
     changes_data: bool,
+    /// Counts the answer, on requests that are counted here.
+    measured: Option<Measured>,
 }
 
 impl Responder {
     /// Owes an answer under `ticket` (the frame's correlation id, or a number of the sink's own).
     pub(crate) fn new(sink: Rc<dyn ReplySink>, ticket: u64, changes_data: bool) -> Self {
-        Self { sink: Some(sink), ticket, changes_data }
+        Self { sink: Some(sink), ticket, changes_data, measured: None }
+    }
+
+    /// Counts the answer under what was begun.
+    #[must_use]
+    pub(crate) fn measured(mut self, measured: Option<Measured>) -> Self {
+        self.measured = measured;
+        self
     }
 
     /// Answers with a message.
@@ -37,6 +47,13 @@ impl Responder {
 
     /// Answers with an encoded message.
     pub(crate) fn body(mut self, kind: FrameKind, body: Bytes) {
+        self.answer(kind, body);
+    }
+
+    fn answer(&mut self, kind: FrameKind, body: Bytes) {
+        if let Some(measured) = self.measured.take() {
+            measured.end(kind, &body);
+        }
         if let Some(sink) = self.sink.take() {
             sink.reply(self.ticket, kind, body);
         }
@@ -50,13 +67,13 @@ impl Responder {
 
 impl Drop for Responder {
     fn drop(&mut self) {
-        if let Some(sink) = self.sink.take() {
+        if self.sink.is_some() {
             let failure = match self.changes_data {
                 true => Failure::unknown_outcome("the node gave the request up before its outcome was known"),
                 false => Failure::unavailable("the node gave the request up"),
             };
             let body = Bytes::from(failure.to_wire().encode_to_vec());
-            sink.reply(self.ticket, FrameKind::Error, body);
+            self.answer(FrameKind::Error, body);
         }
     }
 }

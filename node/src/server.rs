@@ -18,6 +18,7 @@ use crate::core::{Core, Serving};
 use crate::failure::Failure;
 use crate::identity::NodeUuid;
 use crate::mesh::{CoreMessage, NodeRequest};
+use crate::metrics::{self, Door};
 use crate::peers::PeerCore;
 use crate::request::ShardRequest;
 use crate::responder::{ReplySink, Responder};
@@ -160,9 +161,11 @@ impl<R: Runtime> Core<R> {
         let connections_max = self.input.config.connections_max / u32::from(self.mesh.cores()).max(1);
         if self.connections.get() >= connections_max.max(1) {
             tracing::warn!(connections_max, "connection refused: this core has as many as it may");
+            metrics::count(&self.metrics.connections_refused);
             return;
         }
         self.connections.set(self.connections.get() + 1);
+        metrics::count(&self.metrics.connections_accepted);
         let core = self.clone();
         self.runtime.spawn(TaskClass::Foreground, "connection", async move {
             core.serve_socket(stream, received).await;
@@ -326,10 +329,15 @@ impl<R: Runtime> Core<R> {
             shard_count.unwrap_or(1),
             self.input.config.request_timeout,
         );
+        let open = |changes_data| {
+            let door = if session.node.is_some() { Door::Peer } else { Door::Native };
+            let responder = self.open_responder(session, frame.correlation, changes_data);
+            responder.measured(self.metrics.begin(door, frame.kind))
+        };
         match decoded {
             // How many shards there are is not known yet, so nothing can be said of the request itself.
             Some(_) if shard_count.is_none() => {
-                self.open_responder(session, frame.correlation, false).fail(&self.not_serving());
+                open(false).fail(&self.not_serving());
             }
             Some(Ok(request)) if session.node.is_none() && request.is_between_nodes() => {
                 let failure = Failure::new(ErrorCode::PermissionDenied, "only nodes ask for this");
@@ -341,19 +349,19 @@ impl<R: Runtime> Core<R> {
                     ErrorCode::PermissionDenied,
                     "a connection between nodes carries only what members of the cluster forward",
                 );
-                self.open_responder(session, frame.correlation, false).fail(&failure);
+                open(false).fail(&failure);
             }
             // Another node's connection is always read from: the groups' own messages come on it, too.
             Some(Ok(_)) if session.node.is_some() && session.answers.is_full() => {
                 let failure = Failure::overloaded("too many requests of this node wait for their answers");
-                self.open_responder(session, frame.correlation, false).fail(&failure);
+                open(false).fail(&failure);
             }
             Some(Ok(request)) => {
-                let responder = self.open_responder(session, frame.correlation, request.changes_data());
+                let responder = open(request.changes_data());
                 self.route(request, responder);
             }
             Some(Err(failure)) => {
-                self.open_responder(session, frame.correlation, false).fail(&failure);
+                open(false).fail(&failure);
             }
             None => self.on_other_request(session, frame),
         }

@@ -78,6 +78,7 @@ impl<R: Runtime> Core<R> {
             NodeRequest::Identify => self.answer_identify(responder),
             NodeRequest::Form { from, form } => self.answer_form(*from, *form, responder),
             NodeRequest::CoreStatus { shards } => responder.message(&self.core_status(shards)),
+            NodeRequest::CoreMetrics { shards } => self.answer_core_metrics(shards, responder),
             NodeRequest::CoreScrub => responder.message(&self.begin_scrub()),
             NodeRequest::Scrub => {
                 let core = self.clone();

@@ -13,6 +13,7 @@ use crate::mesh::CoreMessage;
 use crate::meta;
 use crate::meta::replicated::command_bytes;
 use crate::meta::{node_of, shard_of};
+use crate::metrics;
 use crate::peers::PeerCore;
 use crate::replica::raft_time;
 use crate::wire::{self, Payload};
@@ -74,6 +75,7 @@ impl<R: Runtime> Core<R> {
             );
             return;
         }
+        metrics::count(&self.metrics.raft_messages_received);
         replica.raft.step(now, message);
         self.touch(replica);
     }

@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use ::glommio::{Latency, Shares, TaskQueueHandle};
 
-use crate::{CoreId, Instant, Rng, Runtime, Spawn, TaskClass, WallTime};
+use crate::{CoreFigures, CoreId, Instant, Rng, Runtime, Spawn, TaskClass, WallTime};
 
 pub use disk::{GlommioBuffer, GlommioFile};
 pub use mesh::GlommioMesh;
@@ -128,6 +128,17 @@ impl Runtime for GlommioRuntime {
 
     fn core(&self) -> CoreId {
         self.inner.core
+    }
+
+    fn core_figures(&self) -> CoreFigures {
+        let executor = ::glommio::executor().executor_stats();
+        let health = self.beat().health();
+        CoreFigures {
+            busy: executor.total_runtime(),
+            task_polls: executor.tasks_executed(),
+            stalls: health.stalls,
+            stall_longest: health.stall_longest,
+        }
     }
 }
 

@@ -63,6 +63,22 @@ pub trait Runtime: Clock + Disk + Network + Rng + Spawn + Clone + 'static {
 
     /// Which core of the node this is.
     fn core(&self) -> CoreId;
+
+    /// What this core's executor has counted since it started.
+    fn core_figures(&self) -> CoreFigures;
+}
+
+/// What a core's executor counts. All of it is 0 where nothing is measured.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct CoreFigures {
+    /// Time spent running tasks.
+    pub busy: Duration,
+    /// How often a task was run.
+    pub task_polls: u64,
+    /// How often the core did not answer its watchdog in time.
+    pub stalls: u64,
+    /// The longest that it took then.
+    pub stall_longest: Duration,
 }
 
 /// Time. Two clocks: one to measure with, one to show to people.

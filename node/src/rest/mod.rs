@@ -5,7 +5,7 @@
 //! exactly-once are decided where they are for everyone. What this face adds is form:
 //!
 //! - `query`, `conditions`: what stands in the target and in the headers. `forms`: data as JSON.
-//! - `kv`, `batch`, `scan`: data. `management`, `health`: the cluster.
+//! - `kv`, `batch`, `scan`: data. `management`, `health`, `metrics`: the cluster.
 //! - `answer`, `refusal`: what goes out. `openapi`: the table as a document.
 
 use std::rc::Rc;
@@ -32,6 +32,7 @@ mod forms;
 mod health;
 mod kv;
 mod management;
+mod metrics;
 mod openapi;
 mod query;
 mod refusal;
@@ -139,6 +140,7 @@ async fn answer_request<R: Runtime>(
         Endpoint::Nodes => management::nodes(core).await,
         Endpoint::Shards => management::shards(core).await,
         Endpoint::OpenApi => Ok(openapi::answer()),
+        Endpoint::Metrics => metrics::metrics(core, &call).await,
         Endpoint::Live => health::live(core, &call),
         Endpoint::Ready => health::ready(core, &call).await,
         Endpoint::NodeHealth => health::node(core, &call).await,

@@ -17,6 +17,7 @@ pub(crate) enum Endpoint {
     Nodes,
     Shards,
     OpenApi,
+    Metrics,
     Live,
     Ready,
     NodeHealth,
@@ -184,6 +185,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route { path: "/v1/nodes", allow: "GET, HEAD", operations: &[NODES] },
     Route { path: "/v1/shards", allow: "GET, HEAD", operations: &[SHARDS] },
     Route { path: "/v1/openapi.json", allow: "GET, HEAD", operations: &[OPEN_API] },
+    Route { path: "/metrics", allow: "GET, HEAD", operations: &[METRICS] },
     Route { path: "/livez", allow: "GET, HEAD", operations: &[LIVE] },
     Route { path: "/readyz", allow: "GET, HEAD", operations: &[READY] },
     Route { path: "/healthz", allow: "GET, HEAD", operations: &[HEALTHZ] },
@@ -406,6 +408,27 @@ const OPEN_API: Operation = Operation {
         has_etag: false,
     }],
     errors: OPEN_ERRORS,
+    ..CLUSTER
+};
+
+const METRICS: Operation = Operation {
+    endpoint: Endpoint::Metrics,
+    id: "metrics",
+    summary: "What this node counts",
+    description: "In the text format of Prometheus, version 0.0.4, which takes the token as authorization credentials. \
+                  All cores together; a core that does not answer has no lines.",
+    parameters: &[Parameter {
+        name: "detail",
+        location: Location::Query,
+        kind: Kind::OneOf(&["shards"]),
+        description: "Also some lines for each shard on this node.",
+    }],
+    answers: &[Answer {
+        status: 200,
+        description: "The metrics.",
+        forms: &[("text/plain", "Bytes")],
+        has_etag: false,
+    }],
     ..CLUSTER
 };
 
