@@ -263,6 +263,23 @@ mod tests {
     }
 
     #[test]
+    fn a_million_requests_are_a_million() {
+        let now = Cell::new(0);
+        let metrics = CoreMetrics::new(move || {
+            now.set(now.get() + 100_000);
+            Instant::from_nanoseconds(now.get())
+        });
+        for _ in 0..1_000_000 {
+            let measured = metrics.begin(Door::Native, FrameKind::Get);
+            measured.unwrap().end(FrameKind::GetReply, &Bytes::new());
+        }
+        let mut sample = CoreSample::default();
+        metrics.sample(&mut sample);
+        assert_eq!(sample.value(Id::Requests, &["get", "native", "OK"]), Some(1e6));
+        assert_eq!(metrics.times[Operation::Get as usize].buckets()[1], 1_000_000);
+    }
+
+    #[test]
     fn a_request_counts_once_when_it_is_answered() {
         let now = Rc::new(Cell::new(1_000));
         let clock = now.clone();

@@ -186,7 +186,15 @@ impl Bench<'_> {
         let options = self.options;
         let pids: Vec<String> = cluster.pids().iter().map(u32::to_string).collect();
         let mut command = Command::new(&self.program);
-        command.arg(operation).args(["--target", cluster.target.name(), "-o", "json", "--quiet"]);
+        command.arg(operation).args([
+            "--target",
+            cluster.target.name(),
+            "-o",
+            "json",
+            "--quiet",
+            "--warm-up",
+            "1",
+        ]);
         command.args(["--clients", &clients.to_string(), "--pipeline", &options.pipeline.to_string()]);
         command.args(["--value-size", &options.value_size.to_string(), "--keys", &options.keys.to_string()]);
         command.args(["--server-pids", &pids.join(",")]).args(&cluster.reach);
