@@ -1,7 +1,7 @@
 //! When operations begin: at once after the last one (closed loop), or at times that were fixed beforehand (open loop).
 //!
-//! In an open loop an operation's time counts from when it was to begin, not from when a worker was free to begin it. So
-//! the queue that forms behind a slow answer is in the figures: nothing is omitted because the load waited.
+//! In an open loop an operation's time counts from when it was to begin, not from when a worker was free to begin it.
+//! So the queue that forms behind a slow answer is in the figures: nothing is omitted because the load waited.
 
 use std::time::{Duration, Instant};
 

@@ -76,8 +76,7 @@ fn number_behind(text: &str, field: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(field))?.trim().parse().ok()
 }
 
-/// Completed flushes of a device: field 19 of its line (`Documentation/admin-guide/iostats.rst` counts it as 16th behind
-/// the name).
+/// Completed flushes of a device: field 19 of its line (the kernel's `iostats.rst` counts it as 16th behind the name).
 fn flushes_of(diskstats: &str, device: &str) -> Option<u64> {
     let of_device = |line: &&str| line.split_whitespace().nth(2) == Some(device);
     diskstats.lines().find(of_device)?.split_whitespace().nth(18)?.parse().ok()

@@ -1,5 +1,5 @@
-//! What is done: single operations, and the mixes A to F of YCSB (Cooper et al., "Benchmarking cloud serving systems with
-//! YCSB", SoCC 2010) under their letters.
+//! What is done: single operations, and the mixes A to F of YCSB (Cooper et al., "Benchmarking cloud serving systems
+//! with YCSB", SoCC 2010) under their letters.
 
 use clap::ValueEnum;
 

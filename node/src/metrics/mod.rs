@@ -1,8 +1,8 @@
 //! What a node counts, and how it is shown at `/metrics`.
 //!
 //! - [`table`]: every metric with its type, labels and help. Nothing else may be exposed.
-//! - `CoreMetrics`, here: what a core counts itself, in plain cells: recording takes no lock and no allocation. Times go
-//!   into histograms of fine resolution, which are cut into the fixed buckets of the table when they are read.
+//! - `CoreMetrics`, here: what a core counts itself, in plain cells: recording takes no lock and no allocation. Times
+//!   go into histograms of fine resolution, which are cut into the fixed buckets of the table when they are read.
 //! - [`sample`]: one core's figures as they cross the mesh, and their sum. [`scrape`]: asks all cores, and reads what
 //!   the engine, Raft and the runtime count for themselves: they know nothing of metrics.
 //! - [`text`]: the exposition format.

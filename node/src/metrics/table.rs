@@ -50,11 +50,11 @@ macro_rules! metrics {
 
 #[rustfmt::skip]
 metrics! {
-    Requests, Counter, "krita_requests_total", ["operation", "door", "code"], "Requests on data that were answered, by kind, way in, and error code (OK: none).";
+    Requests, Counter, "krita_requests_total", ["operation", "door", "code"], "Requests on data that were answered; code is the error, or OK.";
     RequestTimes, Histogram, "krita_request_duration_seconds", ["operation"], "Time from a request's arrival at this node to its answer.";
     RequestsInFlight, Gauge, "krita_requests_in_flight", [], "Requests on data that have not been answered yet.";
     Connections, Gauge, "krita_connections", ["core"], "Open connections, those between nodes included.";
-    ConnectionsAccepted, Counter, "krita_connections_accepted_total", [], "Connections that were taken in by a core; one that moves to another core counts on both.";
+    ConnectionsAccepted, Counter, "krita_connections_accepted_total", [], "Connections that a core took in; one that moves counts on both.";
     ConnectionsRefused, Counter, "krita_connections_refused_total", [], "Connections that were closed at once because there were too many.";
     Shards, Gauge, "krita_shards", ["role"], "Replicas on this node, by their role in their group.";
     ShardsWithoutLeader, Gauge, "krita_shards_without_leader", [], "Replicas on this node that know no leader.";
@@ -94,7 +94,7 @@ metrics! {
     DiskFull, Gauge, "krita_disk_full", [], "1 while new values are refused for want of room.";
     PeerConnected, Gauge, "krita_peer_connected", ["peer"], "1 while there is a connection to this member.";
     PeerConnections, Counter, "krita_peer_connections_total", ["peer"], "Connections made to this member by one core.";
-    PeerBurstsDropped, Counter, "krita_peer_bursts_dropped_total", ["peer"], "Bursts of Raft messages that were dropped: the link was down, or its queue full.";
+    PeerBurstsDropped, Counter, "krita_peer_bursts_dropped_total", ["peer"], "Bursts of Raft messages that found the link down or full.";
     CoreBusy, Counter, "krita_core_busy_seconds_total", ["core"], "Time that the core's executor spent running tasks.";
     CoreTasks, Counter, "krita_core_task_polls_total", ["core"], "Tasks that the core's executor ran, each as often as it ran.";
     CoreStalls, Counter, "krita_core_stalls_total", ["core"], "Times that the core did not answer its watchdog in time.";

@@ -173,7 +173,10 @@ impl KritaRest {
                 pairs.map(Answer::Items).ok_or_else(Problem::odd)
             }
             Request::PutMany(pairs) => {
-                let put = |(key, value): &(Bytes, Bytes)| json!({ "put": { "key_base64": STANDARD.encode(key), "value_base64": STANDARD.encode(value) } });
+                let put = |(key, value): &(Bytes, Bytes)| {
+                    let (key, value) = (STANDARD.encode(key), STANDARD.encode(value));
+                    json!({ "put": { "key_base64": key, "value_base64": value } })
+                };
                 let operations: Vec<Value> = pairs.iter().map(put).collect();
                 let body = json!({ "operations": operations });
                 self.json(worker, "POST", "/v1/batch", Some(body)).await.map(|_| Answer::Done)
