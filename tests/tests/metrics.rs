@@ -6,12 +6,16 @@
 #![allow(clippy::disallowed_methods, reason = "these tests speak to real processes")]
 
 use std::process::Command;
+use std::time::Duration;
 
-use krita_tests::process::{Cluster, run};
+use krita_tests::process::{Cluster, run, wait_until};
 use krita_tests::rest::Rest;
 
 const PUTS: u32 = 30;
 const GETS: u32 = 50;
+
+/// How long elections may go on on a busy machine.
+const SETTLED_MAX: Duration = Duration::from_secs(30);
 
 /// The lines of all nodes.
 struct Scrape(Vec<String>);
@@ -44,6 +48,7 @@ fn metrics_are_clean_and_exact() {
     promtool_finds_nothing(&nodes[0]);
     strangers_learn_nothing(&nodes[0]);
     what_is_done_is_counted(&cluster, &nodes);
+    the_cluster_is_seen_whole(&nodes);
     shards_are_shown_on_demand(&nodes[0]);
 }
 
@@ -99,13 +104,22 @@ fn what_is_done_is_counted(cluster: &Cluster, nodes: &[Rest]) {
     assert!(grown("krita_log_writes_total", &[]) >= 2.0);
     assert!(grown("krita_log_write_duration_seconds_count", &[]) >= 2.0);
     assert!(grown("krita_raft_messages_total", &["sent"]) >= f64::from(PUTS));
-    assert!(after.sum("krita_shards", &["leader"]) >= 64.0);
-    assert_eq!(after.sum("krita_shards_without_leader", &[]), 0.0);
-    assert_eq!(after.sum("krita_peer_connected", &[]), 6.0);
     assert_eq!(after.sum("krita_node_serving", &[]), 3.0);
     assert!(after.sum("krita_core_busy_seconds_total", &[]) > 0.0);
     assert!(after.sum("process_resident_memory_bytes", &[]) > f64::from(1 << 20));
     assert!(after.sum("process_open_fds", &[]) > 10.0);
+}
+
+/// On a busy machine leaders are elected anew now and then.
+fn the_cluster_is_seen_whole(nodes: &[Rest]) {
+    let look = || {
+        let scrape = Scrape::of(nodes);
+        let leads = scrape.sum("krita_shards", &["leader"]);
+        let is_led = leads == scrape.sum("krita_shards", &[]) / 3.0;
+        let is_whole = is_led && scrape.sum("krita_shards_without_leader", &[]) == 0.0;
+        (is_whole && leads >= 64.0 && scrape.sum("krita_peer_connected", &[]) == 6.0).then_some(())
+    };
+    wait_until("every shard has one leader, every node its peers", SETTLED_MAX, look).expect("in time");
 }
 
 fn shards_are_shown_on_demand(node: &Rest) {
