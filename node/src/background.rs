@@ -213,6 +213,7 @@ impl<R: Runtime> Core<R> {
     async fn hand_off_and_finish(self: &Rc<Self>) {
         let limit = if self.has_failed() { GIVE_UP_MAX } else { HAND_OFF_MAX };
         self.begin_closing_doors();
+        self.begin_leaving();
         let deadline = self.runtime.now() + limit;
         let mut given = BTreeMap::new();
         while self.runtime.now() < deadline && !self.is_ending() {
@@ -223,6 +224,7 @@ impl<R: Runtime> Core<R> {
             self.runtime.sleep(Duration::from_millis(20)).await;
             self.tick_replicas(self.runtime.now(), false);
         }
+        self.has_left().await;
         // Let the last answers leave.
         self.runtime.pause().await;
         self.runtime.sleep(Duration::from_millis(50)).await;

@@ -28,6 +28,7 @@ use crate::doors::Doors;
 use crate::emit::LogWriter;
 use crate::failure::Failure;
 use crate::forming::Forming;
+use crate::gossiping::Gossiping;
 use crate::identity::Identity;
 use crate::mending::Counters;
 use crate::mesh::{CoreMessage, Serve};
@@ -101,6 +102,8 @@ pub(crate) struct Core<R: Runtime> {
     pub(crate) tls: Option<TlsConfig>,
     pub(crate) authenticator: Authenticator,
     pub(crate) peers: Rc<Peers<R>>,
+    /// Who is up and who is down.
+    pub(crate) gossiping: Gossiping<R>,
     pub(crate) counters: Rc<Counters>,
     pub(crate) metrics: Rc<CoreMetrics>,
     /// None until the cluster is formed and this core's logs are open.
@@ -175,6 +178,7 @@ impl<R: Runtime> Core<R> {
             tls,
             authenticator,
             peers,
+            gossiping: Gossiping::new(),
             counters: Rc::default(),
             metrics: CoreMetrics::new(move || clock.now()),
             serving: RefCell::new(None),
@@ -292,6 +296,7 @@ impl<R: Runtime> Core<R> {
             }
             CoreMessage::Raft { node_number, messages } => self.step_messages(node_number, messages),
             CoreMessage::Remembered { from, remembered } => self.on_remembered(from, &remembered),
+            CoreMessage::GossipView(view) => self.gossiping.set_view(view),
             CoreMessage::Serve(serve) => self.begin_serving(serve),
             CoreMessage::Meta(state) => {
                 *self.meta_state.borrow_mut() = Some(state);

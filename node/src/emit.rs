@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use krita_engine::{Batch, Headroom, LogError, LogMark, ReadError, Store};
 use krita_raft::{Entry, EntryKind, Index, LogLoad, Message, Ready, ReadyNumber, Suspicion, Term};
-use krita_runtime::{Runtime, TaskClass};
+use krita_runtime::{Instant, Runtime, TaskClass};
 
 use crate::applying::{Applied, FetchedVersions, Wanted};
 use crate::command;
@@ -50,7 +50,10 @@ pub(crate) struct LogWriter<R: Runtime> {
     grows: bool,
     /// Who waits for the next write.
     waiting: Vec<Waiting>,
-    in_flight: bool,
+    /// A write is under way.
+    writing_since: Option<Instant>,
+    /// For how long writes that have ended were under way, all together.
+    written_for: Duration,
 }
 
 /// A log as it was opened.
@@ -81,8 +84,14 @@ impl<R: Runtime> LogWriter<R> {
             batch,
             grows: false,
             waiting: Vec::new(),
-            in_flight: false,
+            writing_since: None,
+            written_for: Duration::ZERO,
         }
+    }
+
+    /// For how long writes were under way until now, all together.
+    pub(crate) fn write_time(&self, now: Instant) -> Duration {
+        self.written_for + self.writing_since.map_or(Duration::ZERO, |since| now.since(since))
     }
 }
 
@@ -212,13 +221,13 @@ impl<R: Runtime> Core<R> {
 
     fn start_write(self: &Rc<Self>, serving: &mut Serving<R>, position: usize) {
         let log = &mut serving.logs[position];
-        if log.in_flight || log.waiting.is_empty() {
+        if log.writing_since.is_some() || log.waiting.is_empty() {
             return;
         }
         let batch = std::mem::replace(&mut log.batch, log.store.batch());
         let grows = std::mem::take(&mut log.grows);
         let waiting = std::mem::take(&mut log.waiting);
-        log.in_flight = true;
+        log.writing_since = Some(self.runtime.now());
         let (core, store) = (self.clone(), log.store.clone());
         self.runtime.spawn(TaskClass::Foreground, "log-write", async move {
             let began = core.runtime.now();
@@ -283,7 +292,9 @@ impl<R: Runtime> Core<R> {
         let now = raft_time(self.runtime.now());
         let mut guard = self.serving.borrow_mut();
         let Some(serving) = guard.as_mut() else { return };
-        serving.logs[position].in_flight = false;
+        let log = &mut serving.logs[position];
+        log.written_for = log.write_time(self.runtime.now());
+        log.writing_since = None;
         for Waiting { shard, number, messages_after } in waiting {
             let Some(replica) = serving.replicas.get_mut(&shard) else { continue };
             replica.unflushed -= 1;

@@ -12,6 +12,7 @@
 //!   each round, one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes;
 //!   `snapshots`.
 //! - `orders`: changes of a shard's group; `membership`, `replica_notes`: replicas that come and go.
+//! - `gossiping`: who is up and who is down, and since when.
 //! - `room`: full disks. `suspicion`, `lost_logs`, `log_memory`, `mending`, `scrubbing`, `divergence`: damage, how it
 //!   is found and what is done about it.
 //! - Pure leaves: [`command`], [`machine`], [`sessions`], [`placement`], [`forming`], [`config`], [`auth`].
@@ -33,6 +34,7 @@ mod doors;
 mod emit;
 mod failure;
 pub mod forming;
+mod gossiping;
 mod grpc;
 pub mod identity;
 mod log_memory;

@@ -8,6 +8,7 @@ use krita_proto::v1;
 use krita_runtime::CoreId;
 
 use crate::cluster::Cluster;
+use crate::gossiping::View;
 use crate::identity::Identity;
 use crate::meta::MetaState;
 use crate::request::ShardRequest;
@@ -58,6 +59,8 @@ pub enum CoreMessage<H> {
         /// What it remembers.
         remembered: Box<v1::RememberedLogs>,
     },
+    /// What gossip says of the cluster now.
+    GossipView(Arc<View>),
     /// The cluster is formed and this node's shards have their logs: open them and serve.
     Serve(Arc<Serve>),
     /// The state of the meta group that core 0 has applied.

@@ -160,6 +160,7 @@ impl<R: Runtime> Core<R> {
     async fn form_and_serve(self: &Rc<Self>) -> Result<(), NodeFailure> {
         let Some(record) = self.form().await? else { return Ok(()) };
         let cluster = self.take_shares(record).await?;
+        self.begin_gossip(&cluster)?;
         let serve = Arc::new(Serve { cluster });
         for core in (1..self.mesh.cores()).map(CoreId) {
             self.send_to_core(core, CoreMessage::Serve(serve.clone()));

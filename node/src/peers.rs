@@ -162,6 +162,20 @@ impl<R: Runtime> Peers<R> {
         PeerLink::start(&self.runtime, PeerOptions::new(self.connect_options(address, 0), Rc::new(hello)))
     }
 
+    /// A connection for gossip with whoever lives at `address`.
+    pub(crate) fn gossip_link(
+        &self,
+        address: &str,
+        identity: v1::NodeIdentity,
+        outgoing_bytes_max: usize,
+    ) -> PeerLink<R> {
+        let cluster_name = self.input.config.cluster_name.clone();
+        let hello = move || hello(&cluster_name, identity.clone(), None);
+        let mut connect = self.connect_options(address, 0);
+        connect.connection.outgoing_bytes_max = outgoing_bytes_max;
+        PeerLink::start(&self.runtime, PeerOptions::new(connect, Rc::new(hello)))
+    }
+
     /// Queues a message for whichever core of the node owns the shard.
     pub(crate) fn queue(&self, node_number: u32, message: v1::RaftMessage) {
         let mut state = self.state.borrow_mut();

@@ -321,6 +321,9 @@ impl<R: Runtime> Core<R> {
         if frame.kind == FrameKind::RaftBurst {
             return self.on_burst(session, frame);
         }
+        if let (FrameKind::Gossip, Some(node)) = (frame.kind, &session.node) {
+            return self.on_gossip(&node.identity, frame);
+        }
         let shard_count = self.serving.borrow().as_ref().map(|serving| serving.cluster.shard_count());
         let decoded = ShardRequest::decode(
             frame.kind,

@@ -137,6 +137,7 @@ impl<R: Runtime> Core<R> {
             members: cluster.members().map(|member| v1::Member::from(&member)).collect(),
             shards: shards.collect(),
             log_time_ms: self.runtime.wall_clock().0,
+            sightings: self.sightings(&cluster),
         })
     }
 
@@ -168,6 +169,10 @@ impl<R: Runtime> Core<R> {
             whole.shards.extend(part.shards);
             whole.problems.extend(part.problems);
             whole.storage = Some(add_storage(whole.storage.unwrap_or_default(), part.storage));
+        }
+        if let Some(serving) = self.serving.borrow().as_ref() {
+            whole.sightings = self.sightings(&serving.cluster);
+            whole.problems.extend(self.gossip_problems());
         }
         whole.shards.sort_by_key(|shard| shard.shard);
         // Every core sees the same trouble with a peer.
@@ -257,6 +262,10 @@ impl<R: Runtime> Core<R> {
             status.scrub_passes += statistics.scrub_passes;
             status.scrub_bytes += statistics.scrub_bytes;
             status.damages += statistics.damages;
+            let segments = statistics.segments - statistics.segments_spare;
+            status.stored_bytes += segments * self.input.config.segment_bytes + statistics.run_bytes;
+            status.logs += 1;
+            status.log_writes_ms += log.write_time(self.runtime.now()).as_millis() as u64;
         }
         status
     }
@@ -324,6 +333,7 @@ impl<R: Runtime> Core<R> {
         while !self.is_ending() {
             self.runtime.sleep(WATCH_INTERVAL).await;
             let status = self.node_status(false).await;
+            self.tell_vitals(&status);
             rounds = if status.state == last { rounds + 1 } else { 0 };
             let is_well = status.state == "serving";
             if rounds == 0 || (!is_well && rounds % WATCH_LOG_EVERY == 0) {
@@ -355,5 +365,8 @@ fn add_storage(one: v1::StorageStatus, other: Option<v1::StorageStatus>) -> v1::
         values_repaired: one.values_repaired + other.values_repaired,
         divergences: one.divergences + other.divergences,
         shards_suspect: one.shards_suspect + other.shards_suspect,
+        stored_bytes: one.stored_bytes + other.stored_bytes,
+        logs: one.logs + other.logs,
+        log_writes_ms: one.log_writes_ms + other.log_writes_ms,
     }
 }

@@ -183,6 +183,8 @@ kinds! {
     ClusterChangeReply = 33, Reply;
     /// Raft messages of many groups, from one core to one core.
     RaftBurst = 64, OneWay;
+    /// Who is there, and how they do.
+    Gossip = 65, OneWay;
     /// Starts a snapshot of one shard.
     SnapshotBegin = 66, Request;
     /// Answers each frame of a snapshot.

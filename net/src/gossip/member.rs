@@ -196,6 +196,8 @@ pub struct Member {
     pub heard_at: Option<Instant>,
     /// Since when it has been dead or left, if it is.
     pub gone_at: Option<Instant>,
+    /// Since when it has answered others only: this node's own pings get no answer.
+    pub unreached_since: Option<Instant>,
 }
 
 /// What a record changed.
@@ -221,6 +223,7 @@ impl Member {
             vitals: record.vitals,
             heard_at: None,
             gone_at: record.state.is_gone().then(|| now - record.gone_for),
+            unreached_since: None,
         }
     }
 

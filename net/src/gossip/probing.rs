@@ -171,6 +171,7 @@ impl Gossip {
             self.probes.remove(&sequence);
             self.health.better();
             self.heard(answered);
+            self.table.reached(answered, on_behalf_of.is_none(), self.now);
         } else if on_behalf_of.is_none()
             && self.relays.get(&sequence).is_some_and(|relay| relay.target == sender.uuid)
             && let Some(relay) = self.relays.remove(&sequence)

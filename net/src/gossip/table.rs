@@ -135,6 +135,13 @@ impl Table {
         }
     }
 
+    /// A probe of it was answered: to this node itself, or to a helper only.
+    pub(super) fn reached(&mut self, uuid: NodeUuid, directly: bool, now: Instant) {
+        if let Some(member) = self.members.get_mut(&uuid) {
+            member.unreached_since = (!directly).then(|| member.unreached_since.unwrap_or(now));
+        }
+    }
+
     /// The next to probe: each in turn, in an order that changes from round to round.
     pub(super) fn next_in_turn(&mut self, random: &mut Random) -> Option<NodeUuid> {
         for _ in 0..2 {

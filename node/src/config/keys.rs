@@ -103,7 +103,7 @@ const fn integer(min: u64, max: u64, unit: &'static str) -> Kind {
 
 /// Every key, in the order of the documentation.
 #[rustfmt::skip]
-pub const KEYS: [Key; 31] = [
+pub const KEYS: [Key; 33] = [
     key("cluster_name", Kind::Name, None,
         "The cluster's name; a node or client of another cluster is refused."),
     key("node_id", Kind::Name, None,
@@ -121,6 +121,10 @@ pub const KEYS: [Key; 31] = [
     key("advertised_address", Kind::AddressOrAuto, Some("auto"),
         "The address by which others reach this node, one of peers. auto: the only one of peers that has this port; \
          without peers, bind_address or 127.0.0.1."),
+    optional(key("zone", Kind::Name, None,
+        "Where this node stands, such as a rack or a data centre: replicas of a shard are spread over zones.")),
+    key("capacity", integer(1, 1 << 20, "parts"), Some("100"),
+        "What this node takes of the data, in proportion to the other nodes' capacity."),
     key("tls_cert_path", Kind::Path, Some("certs"),
         "The folder with ca.crt, node.crt and node.key."),
     optional(key("token", Kind::Secret, None,

@@ -39,6 +39,10 @@ pub struct Config {
     pub bind_address: SocketAddr,
     /// By which others reach this node (`host:port`); one of `peers` unless that is empty.
     pub advertised_address: String,
+    /// Where the node stands; replicas of a shard are spread over zones. Empty is a zone like any other.
+    pub zone: String,
+    /// Its share of the data in proportion to the other nodes' capacity.
+    pub capacity: u32,
     /// The folder with `ca.crt`, `node.crt`, `node.key`; `None` = plain text (`insecure`).
     pub tls_cert_path: Option<PathBuf>,
     /// The admin token's digest; `None` = everyone may do everything (`insecure`).
@@ -251,6 +255,8 @@ fn assemble(
         port,
         bind_address,
         advertised_address,
+        zone: values.optional("zone").unwrap_or_default().to_owned(),
+        capacity: values.number_u32("capacity"),
         tls_cert_path: (!insecure).then(|| values.path("tls_cert_path")),
         token_digest,
         insecure,

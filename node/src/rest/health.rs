@@ -79,6 +79,9 @@ pub(crate) async fn cluster<R: Runtime>(
                 "node_id": member.node_id,
                 "reachable": member.status.is_ok(),
                 "state": public_state(member),
+                "gossip": member.sighting.as_ref().map(|sighting| json!({
+                    "state": sighting.state, "for_ms": sighting.for_ms,
+                })),
             }),
         })
         .collect();

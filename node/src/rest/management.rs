@@ -22,6 +22,8 @@ pub(crate) struct MemberState {
     pub(crate) node_id: String,
     pub(crate) address: String,
     pub(crate) status: Result<v1::NodeStatusReply, String>,
+    /// What gossip has told this node of it.
+    pub(crate) sighting: Option<v1::NodeSighting>,
 }
 
 impl MemberState {
@@ -87,6 +89,7 @@ pub(crate) fn member_json(member: &MemberState) -> Value {
                 "reachable": false,
                 "state": member.state(),
                 "problems": [problem],
+                "gossip": member.sighting.as_ref().map(sighting_json),
             });
         }
     };
@@ -104,6 +107,26 @@ pub(crate) fn member_json(member: &MemberState) -> Value {
         "shards_led": status.shards_led,
         "shards_with_leader": status.shards_with_leader,
         "storage": status.storage.as_ref().map(storage_json),
+        "gossip": member.sighting.as_ref().map(sighting_json),
+    })
+}
+
+fn sighting_json(sighting: &v1::NodeSighting) -> Value {
+    json!({
+        "state": sighting.state,
+        "for_ms": sighting.for_ms,
+        // Not every reader of JSON keeps 64 bits.
+        "incarnation": sighting.incarnation.to_string(),
+        "zone": sighting.zone,
+        "capacity": sighting.capacity,
+        "version": sighting.version,
+        "feature_version": sighting.feature_version,
+        "load_per_mille": sighting.load_per_mille,
+        "stored_bytes": sighting.stored_bytes,
+        "health": sighting.health,
+        "shard_map_epoch": sighting.shard_map_epoch,
+        "settings_epoch": sighting.settings_epoch,
+        "unreached_ms": sighting.unreached_ms,
     })
 }
 
@@ -112,6 +135,7 @@ fn storage_json(storage: &v1::StorageStatus) -> Value {
         // All ones: not known.
         "free_bytes": (storage.free_bytes != u64::MAX).then_some(storage.free_bytes),
         "full": storage.full,
+        "stored_bytes": storage.stored_bytes,
         "logs_scrubbing": storage.logs_scrubbing,
         "scrub_passes": storage.scrub_passes,
         "damages": storage.damages,
@@ -140,10 +164,16 @@ pub(crate) async fn member_states<R: Runtime>(core: &Rc<Core<R>>) -> Vec<MemberS
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(no_answer()),
         };
-        MemberState { node_number, node_id, address, status }
+        MemberState { node_number, node_id, address, status, sighting: None }
     });
     let (own, mut members) = futures_util::future::join(own_state(core), join_all(asking)).await;
     members.push(own);
+    let sightings = core.serving.borrow().as_ref().map(|serving| core.sightings(&serving.cluster));
+    for sighting in sightings.into_iter().flatten().filter(|sighting| sighting.node_number != 0) {
+        if let Some(member) = members.iter_mut().find(|member| member.node_number == sighting.node_number) {
+            member.sighting = Some(sighting);
+        }
+    }
     members.sort_by_key(|member| member.node_number);
     members
 }
@@ -163,6 +193,7 @@ pub(crate) async fn own_state<R: Runtime>(core: &Rc<Core<R>>) -> MemberState {
         node_id: identity.node_id,
         address: identity.advertised_address,
         status,
+        sighting: None,
     }
 }
 

@@ -355,6 +355,21 @@ fn cluster_schemas() -> Map<String, Value> {
                 "version": text, "uptime_ms": number, "cores": number,
                 "shards_total": number, "shards_led": number, "shards_with_leader": number,
                 "storage": { "type": ["object", "null"] },
+                "gossip": {
+                    "type": ["object", "null"],
+                    "description": "What gossip has told the node that answers of this one; hints. Without a token, \
+                                    its state alone.",
+                    "required": ["state", "for_ms"],
+                    "properties": {
+                        "state": { "enum": ["alive", "suspect", "dead", "left", "unknown"] },
+                        "for_ms": number,
+                        "incarnation": { "type": "string", "pattern": "^[0-9]+$" },
+                        "zone": text, "capacity": number, "version": text, "feature_version": number,
+                        "load_per_mille": number, "stored_bytes": number,
+                        "health": { "enum": ["well", "impaired", "failing", ""] },
+                        "shard_map_epoch": number, "settings_epoch": number, "unreached_ms": number,
+                    },
+                },
             },
         },
         "Health": {

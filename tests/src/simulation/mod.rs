@@ -13,6 +13,7 @@
 //! - `client`, `link`: the client library's core on simulated streams; `workload`, `data`: what clients do.
 //! - `meta`: the meta group, by itself.
 //! - `moves`: in [`run_with_moves`], replicas that come and go all the time.
+//! - [`sightings`]: what gossip makes of a cluster.
 //! - `trace`: what nodes say in their logs, counted.
 
 pub(crate) mod checks;
@@ -26,6 +27,7 @@ mod nemesis;
 pub(crate) mod observer;
 pub(crate) mod plan;
 mod rot;
+pub mod sightings;
 mod totals;
 pub(crate) mod trace;
 pub(crate) mod workload;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use kritaclient::{Error, v1};
+use kritaclient::{Error, MemberHealth, v1};
 use serde_json::{Value, json};
 
 use crate::connection::Target;
@@ -15,8 +15,10 @@ use crate::print::{self, is_healthy, is_refusal};
 /// Lists the members. A node that is not reached is among them.
 pub(super) fn nodes(target: &Target, print: &mut Printer<'_>) -> Result<(), Failure> {
     let members = ask(target, true)?;
+    let seen = sightings(&members);
     let style = print.style();
     for member in &members {
+        let gossip = seen.get(&member.node_number);
         let state = match &member.status {
             Ok(status) => status.state.clone(),
             Err(error) if is_refusal(error) => "unknown".to_owned(),
@@ -26,7 +28,13 @@ pub(super) fn nodes(target: &Target, print: &mut Printer<'_>) -> Result<(), Fail
         let shown = if is_healthy(member) { style.good(&state) } else { style.bad(&state) };
         let name = if member.node_id.is_empty() { "?" } else { &member.node_id };
         print.item(
-            |out| writeln!(out, "{}  {name}  {}  {shown}  {version}", member.node_number, member.address),
+            |out| {
+                write!(out, "{}  {name}  {}  {shown}  {version}", member.node_number, member.address)?;
+                match gossip {
+                    Some(gossip) => writeln!(out, "  {}", sighting_text(gossip, style)),
+                    None => writeln!(out),
+                }
+            },
             || {
                 json!({
                     "node_number": member.node_number,
@@ -35,12 +43,37 @@ pub(super) fn nodes(target: &Target, print: &mut Printer<'_>) -> Result<(), Fail
                     "state": state,
                     "healthy": is_healthy(member),
                     "version": version,
+                    "gossip": gossip.map_or("unknown", |gossip| gossip.state.as_str()),
+                    "gossip_for_ms": gossip.map_or(0, |gossip| gossip.for_ms),
+                    "zone": gossip.map_or("", |gossip| gossip.zone.as_str()),
+                    "capacity": gossip.map_or(0, |gossip| gossip.capacity),
+                    "load_per_mille": gossip.map_or(0, |gossip| gossip.load_per_mille),
+                    "stored_bytes": gossip.map_or(0, |gossip| gossip.stored_bytes),
                 })
             },
         )?;
     }
     print.end_list()?;
     judge(&members)
+}
+
+/// What gossip says of each member, by number: the view of the first member that told one.
+fn sightings(members: &[MemberHealth]) -> BTreeMap<u32, v1::NodeSighting> {
+    let told = members.iter().filter_map(|member| member.status.as_ref().ok());
+    let view = told.map(|status| &status.sightings).find(|sightings| !sightings.is_empty());
+    let of_members = view.into_iter().flatten().filter(|sighting| sighting.node_number != 0);
+    of_members.map(|sighting| (sighting.node_number, sighting.clone())).collect()
+}
+
+fn sighting_text(sighting: &v1::NodeSighting, style: Style) -> String {
+    let state = match sighting.state.as_str() {
+        "alive" => style.good("alive"),
+        "suspect" | "unknown" => style.doubtful(&sighting.state),
+        gone => style.bad(gone),
+    };
+    let zone = if sighting.zone.is_empty() { "-" } else { &sighting.zone };
+    let seconds = sighting.for_ms / 1_000;
+    format!("{state} for {seconds} s, zone {zone}, load {}/1000", sighting.load_per_mille)
 }
 
 /// Tells of one node, and of its connections.
@@ -52,35 +85,46 @@ pub(super) fn node(target: &Target, print: &mut Printer<'_>) -> Result<(), Failu
         .filter_map(|member| member.status.as_ref().ok())
         .flat_map(|status| status.peers.clone())
         .collect();
+    let seen = sightings(&members);
     let mut value = print::health_value(&members);
-    value["peers"] = peers.iter().map(peer_value).collect();
+    value["peers"] = peers.iter().map(|peer| peer_value(peer, seen.get(&peer.node_number))).collect();
     print.result(
         |out| {
             members.iter().try_for_each(|member| print::health_text(out, member, style))?;
-            peers.iter().try_for_each(|peer| peer_text(out, peer, style))
+            peers.iter().try_for_each(|peer| peer_text(out, peer, seen.get(&peer.node_number), style))
         },
         || value,
     )?;
     judge(&members)
 }
 
-fn peer_text(out: &mut dyn Write, peer: &v1::PeerStatus, style: Style) -> std::io::Result<()> {
+fn peer_text(
+    out: &mut dyn Write,
+    peer: &v1::PeerStatus,
+    gossip: Option<&v1::NodeSighting>,
+    style: Style,
+) -> std::io::Result<()> {
     let state = match peer.connected {
         true => style.good("connected"),
         false => style.bad("not connected"),
     };
     let name = if peer.node_id.is_empty() { "?" } else { &peer.node_id };
     write!(out, "    {name}  {}  {state}", peer.address)?;
+    if let Some(gossip) = gossip {
+        write!(out, "  {}", sighting_text(gossip, style))?;
+    }
     if peer.problem.is_empty() { writeln!(out) } else { writeln!(out, "  {}", peer.problem) }
 }
 
-fn peer_value(peer: &v1::PeerStatus) -> Value {
+fn peer_value(peer: &v1::PeerStatus, gossip: Option<&v1::NodeSighting>) -> Value {
     json!({
         "node_number": peer.node_number,
         "node_id": peer.node_id,
         "address": peer.address,
         "connected": peer.connected,
         "problem": peer.problem,
+        "gossip": gossip.map_or("unknown", |gossip| gossip.state.as_str()),
+        "gossip_for_ms": gossip.map_or(0, |gossip| gossip.for_ms),
     })
 }
 

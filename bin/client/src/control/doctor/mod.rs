@@ -1,10 +1,11 @@
 //! `kritactl doctor`: what would keep a node on this machine from starting, or from being heard by the others.
 //!
 //! It looks at the machine ([`machine`]), at the certificates and secrets ([`certificates`]) and at the way to each
-//! peer ([`peers`]). It needs no running node, and changes nothing.
+//! peer ([`peers`]), and asks the nodes with whom they can talk themselves ([`pairs`]). It needs no running node, and changes nothing.
 
 mod certificates;
 mod machine;
+mod pairs;
 mod peers;
 
 use std::path::{Path, PathBuf};
@@ -179,6 +180,9 @@ pub(super) fn run(
         show(check, print)?;
     }
     for check in peers::checks(&known) {
+        show(check, print)?;
+    }
+    for check in pairs::checks(&known) {
         show(check, print)?;
     }
     print.end_list()?;
