@@ -412,6 +412,15 @@ impl Cluster {
         run(&mut self.client_command(node, &self.cluster_name, &self.token, arguments), &[])
     }
 
+    /// Runs `kritactl` against one node.
+    pub fn control(&self, node: u16, arguments: &[&str]) -> Answer {
+        let mut command = Command::new(command_path("kritactl"));
+        command.args(["--host", "127.0.0.1", "--port", &self.port(node).to_string()]);
+        command.args(["--cluster-name", &self.cluster_name, "--token", &self.token]).args(arguments);
+        command.env("KRITA_TLS_CERT_PATH", self.certificates());
+        run(&mut command, &[])
+    }
+
     /// Runs `kritaclient` against one node, with `input` on its stdin.
     pub fn client_with_input(&self, node: u16, arguments: &[&str], input: &[u8]) -> Answer {
         run(&mut self.client_command(node, &self.cluster_name, &self.token, arguments), input)
