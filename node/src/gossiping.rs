@@ -28,7 +28,6 @@ use crate::cluster::Cluster;
 use crate::core::{Core, NodeFailure};
 use crate::identity::NodeUuid;
 use crate::mesh::CoreMessage;
-use crate::open::STATIC_EPOCH;
 
 /// The feature version of this software: the highest that it takes part in.
 pub(crate) const FEATURE_VERSION: u32 = 1;
@@ -152,11 +151,9 @@ impl View {
         for sighting in &mut sightings {
             // Who is a member, the cluster knows better.
             let uuid = NodeUuid::from_bytes(&sighting.node_uuid);
-            let member = uuid.and_then(|uuid| cluster.record.member_by_uuid(uuid));
-            sighting.node_number = member.map_or(sighting.node_number, |member| member.number);
+            sighting.node_number = uuid.and_then(|uuid| cluster.number_of(uuid)).unwrap_or(0);
         }
-        let unheard =
-            cluster.record.members.iter().filter(|member| !self.nodes.contains_key(&member.node_uuid));
+        let unheard = cluster.members().filter(|member| !self.nodes.contains_key(&member.node_uuid));
         sightings.extend(unheard.map(|member| v1::NodeSighting {
             node_uuid: member.node_uuid.to_bytes(),
             node_number: member.number,
@@ -449,7 +446,7 @@ impl<R: Runtime> Core<R> {
                 load_per_mille,
                 stored_bytes: storage.stored_bytes,
                 health: health_of(status, &storage),
-                shard_map_epoch: STATIC_EPOCH,
+                shard_map_epoch: self.serving.borrow().as_ref().map_or(0, |serving| serving.cluster.epoch()),
                 settings_epoch: 0,
             };
             running.gossip.set_vitals(now, vitals);
