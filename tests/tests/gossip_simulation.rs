@@ -1,5 +1,5 @@
-//! Gossip in whole clusters, in virtual time: a kill is suspected within 2 s and declared within 5 s by all, a node that
-//! comes back is found, one that stops says so, and under loss no live node is declared dead.
+//! Gossip in whole clusters, in virtual time: a kill is suspected within 2 s and declared within 5 s by all, a node
+//! that comes back is found, one that stops says so, and under loss no live node is declared dead.
 
 use std::time::Duration;
 

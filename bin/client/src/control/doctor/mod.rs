@@ -1,7 +1,8 @@
 //! `kritactl doctor`: what would keep a node on this machine from starting, or from being heard by the others.
 //!
 //! It looks at the machine ([`machine`]), at the certificates and secrets ([`certificates`]) and at the way to each
-//! peer ([`peers`]), and asks the nodes with whom they can talk themselves ([`pairs`]). It needs no running node, and changes nothing.
+//! peer ([`peers`]), and asks the nodes with whom they can talk themselves ([`pairs`]). It needs no running node, and
+//! changes nothing.
 
 mod certificates;
 mod machine;
