@@ -44,6 +44,10 @@ const VALUE_BYTES: usize = 4 << 10;
 /// The reserve of nodes on a small file system.
 const RESERVE_BYTES: u64 = 16 << 20;
 
+/// The same where three nodes share the disk, and so its reserve: each of their logs may need a segment of its own to
+/// make room.
+const SHARED_RESERVE_BYTES: u64 = 4 * RESERVE_BYTES;
+
 const MIB: u64 = 1 << 20;
 
 /// Runs a command of the system.
@@ -349,7 +353,7 @@ fn full_disks_refuse_values_and_take_them_again_once_there_is_room() {
     let disk = SmallDisk::new(768 * MIB);
     let home = TestDirectory::at(disk.path().join("cluster"));
     fs::create_dir(home.path()).expect("the small disk is writable");
-    let reserve = RESERVE_BYTES.to_string();
+    let reserve = SHARED_RESERVE_BYTES.to_string();
     let mut cluster = Cluster::start_in(home, 3, &[("KRITA_DISK_RESERVE_BYTES", &reserve)]);
     let scene = Scene::new(&cluster);
     let client = Client::connect(cluster.client_options()).unwrap_or_else(|error| panic!("{error}"));
@@ -358,7 +362,7 @@ fn full_disks_refuse_values_and_take_them_again_once_there_is_room() {
         for number in 0..100 {
             client.put(format!("spare-{number}"), "x").unwrap_or_else(|error| panic!("{error}"));
         }
-        let ballast = disk.fill(RESERVE_BYTES / 2);
+        let ballast = disk.fill(SHARED_RESERVE_BYTES / 2);
         // What is overwritten takes the place of what is dead; only more data needs more room.
         let mut grown = 0;
         let refused = wait_until("values are refused", PATIENCE, || {
@@ -395,8 +399,7 @@ fn a_disk_full_of_data_gets_room_by_deletes() {
     let disk = SmallDisk::new(400 * MIB);
     let home = TestDirectory::at(disk.path().join("cluster"));
     fs::create_dir(home.path()).expect("the small disk is writable");
-    // Three nodes share this disk, and so its reserve; each of their logs may need a segment of its own to make room.
-    let reserve = (4 * RESERVE_BYTES).to_string();
+    let reserve = SHARED_RESERVE_BYTES.to_string();
     let cluster = Cluster::start_in(home, 3, &[("KRITA_DISK_RESERVE_BYTES", &reserve)]);
     let client = Client::connect(cluster.client_options()).unwrap_or_else(|error| panic!("{error}"));
     let pair = |number: u64| (Bytes::from(key(number)), value(number, 1));

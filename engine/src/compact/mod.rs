@@ -144,10 +144,12 @@ async fn survey<R: Runtime>(inner: &Inner<R>) -> (Sizes, Vec<Candidate>) {
     compaction.not_before.retain(|_, until| *until > now);
     let segments = inner.segments.borrow();
     // Of everything that any layer points to, also where it was moved from: that is hidden, and counts among it.
-    let total: u64 = alive.values().map(|alive| compaction.overhead.apply(*alive)).sum();
+    let everything: u64 = alive.values().map(|alive| compaction.overhead.apply(*alive)).sum();
+    let mut total = 0;
     let mut candidates = Vec::new();
     for segment in segments.used.keys().copied().filter(|segment| !inner.is_evacuated(*segment)) {
         let alive = compaction.overhead.apply(alive.get(&segment).copied().unwrap_or(0));
+        total += alive;
         // Without anything alive it is used again without a pass.
         // Slots that no index has yet may lead there once an installation is done, or a payload whole.
         let is_open = inner.staged.is_pinned(segment) || unfinished.contains(&segment);
@@ -156,7 +158,7 @@ async fn survey<R: Runtime>(inner: &Inner<R>) -> (Sizes, Vec<Candidate>) {
         }
     }
     let hidden = compaction.overhead.apply(hidden);
-    (sizes(inner, total.saturating_sub(hidden)), candidates)
+    (sizes(inner, everything.saturating_sub(hidden).min(total)), candidates)
 }
 
 /// Notes where each life ends while the next one's header, which tells it, is there.

@@ -7,8 +7,8 @@
 //! The [`Outcome`] says what the damaged node makes of it: it heals without a command, or refuses to run and names
 //! the file. `docs/corruption.md` is the table of outcomes.
 //!
-//! - `divergence`: a state that differs although no byte is damaged; `spot`: where the damage goes; `world`: the cluster
-//!   and what its clients know; [`table`]: the document.
+//! - `divergence`: a state that differs although no byte is damaged; `spot`: where the damage goes; `world`: the
+//!   cluster and what its clients know; [`table`]: the document.
 
 mod divergence;
 mod spot;
