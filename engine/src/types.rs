@@ -151,7 +151,7 @@ impl Options {
             filter_bytes: 256 << 20,
             snapshot_floor_bytes: 256 << 20,
             regions_of: None,
-            compaction_factor: 1.5,
+            compaction_factor: 1.25,
             compaction_bytes_per_second: 64 << 20,
         }
     }

@@ -3,7 +3,7 @@
 //! What is alive in a segment is known from above only: newer layers of an index hide slots of older ones, which
 //! count until runs are merged. How much that is in all is estimated from what merges found ([`Hidden`]); the young
 //! runs are at most a quarter of the base at rest, so what is left of the error is small where memtables are. A log
-//! that may grow to `factor` = 1.5 times of what is held for alive stays below twice what is truly so.
+//! that may grow to `factor` = 1.25 times of what is held for alive stays below twice what is truly so.
 //!
 //! ```text
 //!   used   ──────────┬───────────────┬───────────────┬──────────▶
