@@ -1,11 +1,13 @@
 //! What `kritactl` does. Its command line stands here; [`debug`] looks into files, `doctor` at this machine and the
 //! way to the others.
 
+mod changes;
 mod cluster;
 pub mod debug;
 mod doctor;
 mod files;
 mod inventory;
+mod jobs;
 mod json;
 mod lock;
 mod text;
@@ -36,6 +38,9 @@ Examples:
   kritactl doctor --config /etc/krita/krita.yaml
   kritactl node list -o table
   kritactl shard show 5
+  kritactl node drain node3 --dry-run
+  kritactl job list
+  kritactl cluster rebalance --dry-run
   kritactl verify
   kritactl scrub --all --dry-run
   kritactl debug log /var/lib/krita/data
@@ -78,12 +83,18 @@ Examples:
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Look at members.
+    /// Look at members, and empty them.
     #[command(subcommand)]
     Node(Node),
-    /// Look at shards.
+    /// Look at shards, and move them.
     #[command(subcommand)]
     Shard(Shard),
+    /// Look at what the cluster is changing, and stop it.
+    #[command(subcommand)]
+    Job(Job),
+    /// Change the cluster as a whole.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Compare the replicas of each shard with each other. Shards that are equal are counted, others shown.
     #[command(after_help = "Examples:\n  kritactl verify\n  kritactl verify --shard 5 -o json")]
     Verify {
@@ -128,6 +139,21 @@ pub enum Node {
     List,
     /// Say how the named node is, and with whom it talks.
     Status,
+    /// Have a node give its leaderships and replicas to others. It stays a member.
+    #[command(
+        after_help = "Examples:\n  kritactl node drain node3 --dry-run\n  kritactl node drain node3 --yes"
+    )]
+    Drain(NodeArguments),
+    /// Have a node give its leaderships and replicas to others, and remove it then. Its data directory is of no use
+    /// afterwards.
+    #[command(after_help = "Examples:\n  kritactl node decommission node3 --yes")]
+    Decommission(NodeArguments),
+    /// Have a node that drains, or is being decommissioned, take its share again.
+    #[command(after_help = "Examples:\n  kritactl node call-back node3")]
+    CallBack {
+        /// Its node_id or its number.
+        node: String,
+    },
 }
 
 /// What of the shards.
@@ -139,6 +165,70 @@ pub enum Shard {
     Show {
         /// Which shard.
         shard: u32,
+    },
+    /// Move a replica of a shard from one node to another. Ends once the job has begun.
+    #[command(after_help = "Examples:\n  kritactl shard move 5 --from node1 --to node4")]
+    Move {
+        /// Which shard.
+        shard: u32,
+        /// The node that gives its replica up; left out: one more replica.
+        #[arg(long, value_name = "NODE", required_unless_present = "to")]
+        from: Option<String>,
+        /// The node that takes a replica; left out: one replica less.
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+    },
+    /// Have the replica on a node lead a shard, now and as long as it is well.
+    #[command(after_help = "Examples:\n  kritactl shard transfer-leader 5 --to node2")]
+    TransferLeader {
+        /// Which shard.
+        shard: u32,
+        /// The node.
+        #[arg(long, value_name = "NODE")]
+        to: String,
+    },
+}
+
+/// Which node, and how surely.
+#[derive(Args, Debug)]
+pub struct NodeArguments {
+    /// Its node_id or its number.
+    pub node: String,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What of the jobs.
+#[derive(Subcommand, Debug)]
+pub enum Job {
+    /// List the jobs under way, and the last that ended.
+    List,
+    /// Show one job.
+    Show {
+        /// Its number.
+        job: u64,
+    },
+    /// Stop a job. What it has begun is undone, or finished where it is too late for that.
+    #[command(after_help = "Examples:\n  kritactl job cancel 12")]
+    Cancel {
+        /// Its number.
+        job: u64,
+    },
+}
+
+/// What of the cluster.
+#[derive(Subcommand, Debug)]
+pub enum ClusterCommand {
+    /// Plan, and begin what is planned, also where the setting balance says not to.
+    #[command(after_help = "Examples:\n  kritactl cluster rebalance --dry-run\n  kritactl cluster rebalance")]
+    Rebalance {
+        /// Only tell what would be begun.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -225,6 +315,23 @@ pub fn run(arguments: &Arguments, print: &mut Printer<'_>) -> Result<(), Failure
         Command::Doctor { config } => doctor::run(config.as_deref(), &arguments.connection, print),
         Command::Node(Node::List) => inventory::nodes(&target()?, print),
         Command::Node(Node::Status) => inventory::node(&target()?, print),
+        Command::Node(Node::Drain(node)) => changes::empty(&target()?, node, changes::Emptying::Drain, print),
+        Command::Node(Node::Decommission(node)) => {
+            changes::empty(&target()?, node, changes::Emptying::Decommission, print)
+        }
+        Command::Node(Node::CallBack { node }) => changes::call_back(&target()?, node, print),
+        Command::Shard(Shard::Move { shard, from, to }) => {
+            changes::move_replica(&target()?, *shard, from.as_deref(), to.as_deref(), print)
+        }
+        Command::Shard(Shard::TransferLeader { shard, to }) => {
+            changes::transfer_leader(&target()?, *shard, to, print)
+        }
+        Command::Job(Job::List) => jobs::list(&target()?, print),
+        Command::Job(Job::Show { job }) => jobs::show(&target()?, *job, print),
+        Command::Job(Job::Cancel { job }) => jobs::cancel(&target()?, *job, print),
+        Command::Cluster(ClusterCommand::Rebalance { dry_run }) => {
+            changes::rebalance(&target()?, *dry_run, print)
+        }
         Command::Shard(Shard::List) => inventory::shards(&target()?, print),
         Command::Shard(Shard::Show { shard }) => inventory::shard(&target()?, *shard, print),
         Command::Verify { shard } => cluster::verify(&target()?, *shard, print),
@@ -261,6 +368,16 @@ mod tests {
             "node status --host h",
             "shard list -o table",
             "shard show 3",
+            "node drain node3 --yes",
+            "node decommission 3 --dry-run",
+            "node call-back node3",
+            "shard move 5 --from node1 --to 4",
+            "shard move 5 --to node4",
+            "shard transfer-leader 5 --to node2",
+            "job list",
+            "job show 1",
+            "job cancel 1 -o json",
+            "cluster rebalance --dry-run",
             "completions fish",
             "manual d",
             "debug log d",
@@ -280,6 +397,11 @@ mod tests {
             "debug log d --nonce x",
             "status -o xml",
             "shard show x",
+            "node drain",
+            "shard move 5",
+            "shard transfer-leader 5",
+            "job show x",
+            "cluster",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
