@@ -315,19 +315,8 @@ fn colour_is_for_terminals(world: &World) {
 /// What each command is run with. The names are those of the man pages.
 type Row<'a> = (&'static str, Vec<&'a str>, &'a [u8]);
 
-/// Runs each command in each format, and looks whether the format is one.
+/// Runs each command in each format, and looks whether the format is one and the exit code the same.
 fn in_every_format(world: &World, program: &str, rows: &[Row<'_>]) {
-    let manual = world.file("manual");
-    run(&mut bare(program, &["manual", &manual]), &[]).expect(OK);
-    let pages = fs::read_dir(&manual).expect("the manual was written");
-    let names = pages.map(|page| page.expect("it can be listed").file_name().to_string_lossy().into_owned());
-    let names: BTreeSet<String> = names
-        .filter_map(|name| Some(name.strip_prefix(&format!("{program}-"))?.strip_suffix(".1")?.to_owned()))
-        // Commands that only hold others.
-        .filter(|name| !["cluster", "debug", "job", "node", "shard"].contains(&name.as_str()))
-        .collect();
-    let tried: BTreeSet<String> = rows.iter().map(|row| row.0.to_owned()).collect();
-    assert_eq!(names, tried, "each command stands in the table of this test");
     for (name, arguments, input) in rows {
         let mut codes = BTreeSet::new();
         for format in FORMATS {
@@ -339,6 +328,22 @@ fn in_every_format(world: &World, program: &str, rows: &[Row<'_>]) {
         }
         assert_eq!(codes.len(), 1, "{name}: the format does not change what comes of it: {codes:?}");
     }
+}
+
+/// Looks whether these are all commands that there are, by the man pages.
+fn no_command_is_left_out(world: &World, program: &str, rows: &[&[Row<'_>]], others: &[&str]) {
+    let manual = world.file("manual");
+    run(&mut bare(program, &["manual", &manual]), &[]).expect(OK);
+    let pages = fs::read_dir(&manual).expect("the manual was written");
+    let names = pages.map(|page| page.expect("it can be listed").file_name().to_string_lossy().into_owned());
+    let names: BTreeSet<String> = names
+        .filter_map(|name| Some(name.strip_prefix(&format!("{program}-"))?.strip_suffix(".1")?.to_owned()))
+        // Commands that only hold others.
+        .filter(|name| !["cluster", "debug", "job", "node", "shard"].contains(&name.as_str()))
+        .collect();
+    let tried = rows.iter().flat_map(|rows| rows.iter()).map(|row| row.0).chain(others.iter().copied());
+    let tried: BTreeSet<String> = tried.map(str::to_owned).collect();
+    assert_eq!(names, tried, "each command is tried in each format");
 }
 
 fn is_in_format(name: &str, format: &str, answer: &Answer) {
@@ -369,24 +374,22 @@ fn every_client_command_has_every_format(world: &World) {
     let (export, manual) = (world.file("format.jsonl"), world.file("pages"));
     world.client(&["export", &export, "--prefix", "fruit-"]).expect(OK);
     let batch = b"{\"op\":\"get\",\"key\":\"fruit-1\"}\n{\"op\":\"get\",\"key\":\"absent\"}\n";
-    in_every_format(
-        world,
-        "kritaclient",
-        &[
-            ("put", vec!["put", "format", "v"], b""),
-            ("get", vec!["get", "format"], b""),
-            ("delete", vec!["delete", "format-gone"], b""),
-            ("list-keys", vec!["list-keys", "fruit-"], b""),
-            ("scan", vec!["scan", "fruit-"], b""),
-            ("batch", vec!["batch"], batch),
-            ("export", vec!["export", &export, "--prefix", "fruit-", "--restart"], b""),
-            ("import", vec!["import", &export], b""),
-            ("health-check", vec!["health-check", "--all"], b""),
-            ("shell", vec!["shell"], b"get fruit-1\n"),
-            ("completions", vec!["completions", "bash"], b""),
-            ("manual", vec!["manual", &manual], b""),
-        ],
-    );
+    let rows: [Row<'_>; 12] = [
+        ("put", vec!["put", "format", "v"], b""),
+        ("get", vec!["get", "format"], b""),
+        ("delete", vec!["delete", "format-gone"], b""),
+        ("list-keys", vec!["list-keys", "fruit-"], b""),
+        ("scan", vec!["scan", "fruit-"], b""),
+        ("batch", vec!["batch"], batch),
+        ("export", vec!["export", &export, "--prefix", "fruit-", "--restart"], b""),
+        ("import", vec!["import", &export], b""),
+        ("health-check", vec!["health-check", "--all"], b""),
+        ("shell", vec!["shell"], b"get fruit-1\n"),
+        ("completions", vec!["completions", "bash"], b""),
+        ("manual", vec!["manual", &manual], b""),
+    ];
+    no_command_is_left_out(world, "kritaclient", &[&rows], &[]);
+    in_every_format(world, "kritaclient", &rows);
     let listed = |format| world.client(&["list-keys", "fruit-", "-o", format]).expect(OK);
     assert_eq!(listed("raw").stdout, b"fruit-1\0fruit-2\0fruit-3\0");
     let json: Vec<Value> =
@@ -419,40 +422,86 @@ fn every_control_command_has_every_format(world: &World) {
             assert!(answer.stderr.contains("--force"), "{answer:?}");
         }
     }
-    // A job for the commands about jobs. Nobody can take what the node holds, so it does not end by itself.
-    let drain = json_of(&world.ctl(&["node", "drain", "node3", "--yes", "-o", "json"]).expect(OK));
-    assert_eq!(drain["job"], 1, "{drain}");
-    in_every_format(
-        world,
-        "kritactl",
-        &[
-            ("status", vec!["status"], b""),
-            ("doctor", vec!["doctor"], b""),
-            ("node-list", vec!["node", "list"], b""),
-            ("node-drain", vec!["node", "drain", "node3", "--dry-run"], b""),
-            ("node-decommission", vec!["node", "decommission", "3", "--dry-run"], b""),
-            ("job-list", vec!["job", "list"], b""),
-            ("job-show", vec!["job", "show", "1"], b""),
-            ("job-cancel", vec!["job", "cancel", "1"], b""),
-            ("node-call-back", vec!["node", "call-back", "node3"], b""),
-            ("cluster-rebalance", vec!["cluster", "rebalance", "--dry-run"], b""),
-            // All three nodes have a replica already.
-            ("shard-move", vec!["shard", "move", "1", "--from", "node1", "--to", "node2"], b""),
-            ("shard-transfer-leader", vec!["shard", "transfer-leader", "1", "--to", "node2"], b""),
-            ("node-status", vec!["node", "status"], b""),
-            ("shard-list", vec!["shard", "list"], b""),
-            ("shard-show", vec!["shard", "show", "1"], b""),
-            ("verify", vec!["verify", "--shard", "1"], b""),
-            ("scrub", vec!["scrub", "--dry-run"], b""),
-            ("debug-log", vec!["debug", "log", &log, "--force"], b""),
-            ("debug-segment", vec!["debug", "segment", &segment, "--force"], b""),
-            ("debug-manifest", vec!["debug", "manifest", &manifest, "--force"], b""),
-            ("debug-run", vec!["debug", "run", &manifest, "--force"], b""),
-            ("debug-checkpoint", vec!["debug", "checkpoint", &manifest, "--force"], b""),
-            ("completions", vec!["completions", "zsh"], b""),
-            ("manual", vec!["manual", &manual], b""),
-        ],
-    );
+    let rows: [Row<'_>; 20] = [
+        ("status", vec!["status"], b""),
+        ("doctor", vec!["doctor"], b""),
+        ("node-list", vec!["node", "list"], b""),
+        ("node-status", vec!["node", "status"], b""),
+        ("node-drain", vec!["node", "drain", "node3", "--dry-run"], b""),
+        ("node-decommission", vec!["node", "decommission", "3", "--dry-run"], b""),
+        ("cluster-rebalance", vec!["cluster", "rebalance", "--dry-run"], b""),
+        ("shard-list", vec!["shard", "list"], b""),
+        ("shard-show", vec!["shard", "show", "1"], b""),
+        // Refused alike: each of the three nodes has a replica already.
+        ("shard-move", vec!["shard", "move", "1", "--from", "node1", "--to", "node2"], b""),
+        ("verify", vec!["verify", "--shard", "1"], b""),
+        ("scrub", vec!["scrub", "--dry-run"], b""),
+        ("debug-log", vec!["debug", "log", &log, "--force"], b""),
+        ("debug-segment", vec!["debug", "segment", &segment, "--force"], b""),
+        ("debug-manifest", vec!["debug", "manifest", &manifest, "--force"], b""),
+        ("debug-run", vec!["debug", "run", &manifest, "--force"], b""),
+        ("debug-checkpoint", vec!["debug", "checkpoint", &manifest, "--force"], b""),
+        ("completions", vec!["completions", "zsh"], b""),
+        ("manual", vec!["manual", &manual], b""),
+        // A node that serves already is called back for nothing.
+        ("node-call-back", vec!["node", "call-back", "node3"], b""),
+    ];
+    // Behind all that asks how the cluster is: from here on leaderships move.
+    let moving: [Row<'_>; 3] = [
+        ("job-list", vec!["job", "list"], b""),
+        ("job-show", vec!["job", "show", "1"], b""),
+        ("shard-transfer-leader", vec!["shard", "transfer-leader", "1", "--to", "node2"], b""),
+    ];
+    no_command_is_left_out(world, "kritactl", &[&rows, &moving], &["job-cancel"]);
+    in_every_format(world, "kritactl", &rows);
+    doctor_looks_at_everything(world);
+    jobs_are_listed_and_cancelled_in_every_format(world);
+    in_every_format(world, "kritactl", &moving);
+    changes_that_cannot_be_are_refused(world);
+}
+
+fn jobs_are_listed_and_cancelled_in_every_format(world: &World) {
+    let listed = |format| world.ctl(&["job", "list", "-o", format]).expect(OK).text();
+    assert_eq!(["text", "table", "json", "yaml"].map(listed), ["no jobs", "", "", "[]"]);
+    for (number, format) in (1..).zip(FORMATS) {
+        // Nobody can take what the node holds, so the job does not end by itself.
+        let drain = json_of(&world.ctl(&["node", "drain", "node3", "--yes", "-o", "json"]).expect(OK));
+        assert_eq!((&drain["changed"], &drain["job"]), (&json!(true), &json!(number)));
+        let job = json_of(&world.ctl(&["job", "show", &number.to_string(), "-o", "json"]).expect(OK));
+        assert_eq!(
+            (&job["kind"], &job["node"], &job["state"]),
+            (&json!("drain"), &json!("node3"), &json!("running"))
+        );
+        let cancelled = world.ctl(&["job", "cancel", &number.to_string(), "-o", format]).expect(OK);
+        is_in_format("job-cancel", format, &cancelled);
+        let again = world.ctl(&["job", "cancel", &number.to_string(), "-o", format]).expect(FAILED);
+        assert!(again.stderr.contains("no job"), "{again:?}");
+    }
+    let jobs = listed("json");
+    let jobs: Vec<Value> = jobs.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(jobs.len(), FORMATS.len());
+    assert!(jobs.iter().all(|job| job["state"] == "cancelled"), "{jobs:?}");
+}
+
+fn changes_that_cannot_be_are_refused(world: &World) {
+    for (arguments, code, word) in [
+        (&["node", "drain", "node3"][..], USAGE, "--yes"),
+        (&["node", "decommission", "node3"], USAGE, "--yes"),
+        (&["node", "drain", "nobody", "--yes"], FAILED, "there are node1, node2, node3"),
+        (&["node", "drain", "nobody", "--dry-run"], FAILED, "no member is called nobody"),
+        (&["node", "call-back", "9"], FAILED, "no member is called 9"),
+        (&["job", "show", "99"], FAILED, "there is no job 99"),
+        (&["job", "cancel", "99"], FAILED, "no job 99"),
+        (&["shard", "transfer-leader", "99999", "--to", "node1"], FAILED, "no such shard"),
+        (&["shard", "move", "1", "--from", "node1", "--to", "node1"], FAILED, "who gives a replica"),
+        (&["shard", "move", "1", "--from", "node1", "--to", "node2"], FAILED, "has a replica of shard 1"),
+    ] {
+        let answer = world.ctl(arguments).expect(code);
+        assert!(answer.stdout.is_empty() && answer.stderr.contains(word), "{arguments:?}: {answer:?}");
+    }
+}
+
+fn doctor_looks_at_everything(world: &World) {
     let doctor = world.ctl(&["doctor", "-o", "yaml"]).expect(OK);
     let checks: Vec<Value> = serde_yaml::from_str(&doctor.text()).expect("YAML");
     for name in

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::changes::{begun, name_of};
 use crate::connection::Target;
 use crate::failure::Failure;
-use crate::output::{Printer, Style};
+use crate::output::{Output, Printer, Style};
 
 /// The node of a replica id: generation, shard and node stand in it.
 pub(super) fn node_of(replica_id: u64) -> u32 {
@@ -105,6 +105,9 @@ pub(super) fn list(target: &Target, print: &mut Printer<'_>) -> Result<(), Failu
     let style = print.style();
     for job in &state.jobs {
         print.item(|out| text(out, &state, job, style), || value(&state, job))?;
+    }
+    if state.jobs.is_empty() && print.output() == Output::Text {
+        print.bytes(b"no jobs\n")?;
     }
     print.end_list()?;
     Ok(())
