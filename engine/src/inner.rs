@@ -382,11 +382,12 @@ pub(crate) async fn maintain<R: Runtime>(inner: Rc<Inner<R>>) {
         }
         inner.compaction.borrow().wake.notify();
         let mut is_short = false;
+        let spares = inner.compaction.borrow().spares(inner.options.segments_spare);
         while inner.poisoned().is_none()
             && !inner.closed.get()
-            && inner.segments.borrow().spare.len() < inner.options.segments_spare
+            && inner.segments.borrow().spare.len() < spares
         {
-            if let Err(error) = inner.make_spare(inner.options.segments_spare, Room::Ordinary).await {
+            if let Err(error) = inner.make_spare(spares, Room::Ordinary).await {
                 if !was_short {
                     tracing::warn!(log = %inner.options.log, %error, "no segment could be made ahead");
                 }

@@ -568,8 +568,9 @@ fn usage(directory: &Path) -> Usage {
 struct Seen {
     kills: u64,
     samples: u64,
-    /// The largest share of the bound that was in use, with what was then in use, and the bytes alive.
-    worst: (f64, Usage, u64),
+    /// The largest share of the bound that was in use, with what was then in use, the bytes alive, and the log's own
+    /// account of its segments.
+    worst: (f64, Usage, u64, Value),
     over: u64,
 }
 
@@ -584,7 +585,7 @@ impl Seen {
         self.samples += 1;
         self.over += u64::from(share > 1.0);
         if share > self.worst.0 {
-            self.worst = (share, usage, live_bytes);
+            self.worst = (share, usage, live_bytes, told["segments"].clone());
         }
         share > 1.0
     }
@@ -632,10 +633,10 @@ fn contents_and_disk_use_survive_kills() {
     seen.sample(scale, &told);
     assert!(running.child.wait().is_ok_and(|status| status.success()), "the last check ends well");
     let entries: u64 = orders.acknowledged.iter().sum();
-    let (share, worst_usage, worst_live) = &seen.worst;
+    let (share, worst_usage, worst_live, worst_segments) = &seen.worst;
     println!(
         "{:.0?}: {} kills, {entries} entries, {} looks at the disk, {} above the bound; {live_bytes} bytes alive at \
-         the end; at worst {:.0} % of the bound, with {worst_live} alive: {worst_usage:?}",
+         the end; at worst {:.0} % of the bound, with {worst_live} alive: {worst_usage:?} {worst_segments}",
         watch.elapsed(),
         seen.kills,
         seen.samples,

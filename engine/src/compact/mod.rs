@@ -56,6 +56,12 @@ impl Compaction {
         self.wants_checkpoint
     }
 
+    /// How many segments to keep ready ahead of the writer, of the `wanted` ones: what waits unused takes its part of
+    /// the bound, and near it writers wait for compaction in any case.
+    pub(crate) fn spares(&self, wanted: usize) -> usize {
+        if self.pressure.is_some_and(|pressure| pressure > 1.0) { wanted.min(1) } else { wanted }
+    }
+
     /// How long to hold up a write of so many bytes that is not compaction's own.
     pub(crate) fn hold_up(&self, bytes: usize) -> Duration {
         self.pressure.map_or(Duration::ZERO, |pressure| choose::hold_up(pressure, bytes))
@@ -214,8 +220,9 @@ async fn evacuate<R: Runtime>(inner: &Rc<Inner<R>>, segment: SegmentId, alive: u
 async fn trim<R: Runtime>(inner: &Rc<Inner<R>>, before: Sizes) {
     while inner.poisoned().is_none() && sizes(inner, before.alive).is_over() {
         let file = {
+            let spares = inner.compaction.borrow().spares(inner.options.segments_spare);
             let mut segments = inner.segments.borrow_mut();
-            if segments.spare.len() <= inner.options.segments_spare {
+            if segments.spare.len() <= spares {
                 return;
             }
             segments.spare.pop_back()
