@@ -137,7 +137,14 @@ impl<R: Runtime> Inner<R> {
             task.await;
             inner.tasks.set(inner.tasks.get() - 1);
             inner.task_ended.notify();
+            // The writer goes last.
+            inner.log_wake.notify();
         });
+    }
+
+    /// Whether the last handle is gone, and no task but the writer is left that could still give it something to do.
+    pub(crate) fn is_over(&self) -> bool {
+        self.closed.get() && self.tasks.get() <= 1
     }
 
     /// Waits until no task changes this log's files any more. They end once the last handle is gone.

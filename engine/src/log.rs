@@ -369,7 +369,8 @@ impl<R: Runtime> Log<R> {
     }
 }
 
-/// Runs until the store is closed and the queue is empty.
+/// Runs until the store is closed, the queue is empty, and all other tasks of the log have ended: compaction may be in
+/// the middle of a segment, and waits for its copies.
 pub(crate) async fn run<R: Runtime>(inner: Rc<Inner<R>>) {
     loop {
         if let Some(reason) = inner.poisoned() {
@@ -381,7 +382,7 @@ pub(crate) async fn run<R: Runtime>(inner: Rc<Inner<R>>) {
         };
         if !idle {
             write_next(&inner).await;
-        } else if inner.closed.get() {
+        } else if inner.is_over() {
             return;
         } else if sealed {
             inner.log_wake.notified().await;

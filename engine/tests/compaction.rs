@@ -351,6 +351,39 @@ fn a_crash_at_any_point_loses_nothing() {
 }
 
 /// Applies what lies behind the checkpoints, as a node does after a start.
+/// Compaction may be in the middle of a segment, with copies on their way to the log.
+#[test]
+fn a_log_can_be_closed_at_any_point_of_a_pass() {
+    let mut moved = 0;
+    for point in 0..200 {
+        let world = World::new(90 + u64::from(point % 3));
+        let node = mostly_dead(&world, Options { regions_of: None, ..eager() });
+        let state = node.state.clone();
+        world.run(async move {
+            node.checkpoint_all().await;
+            node.store.close().await;
+        });
+        let node = Node { store: with(eager(), &world).0, state };
+        world.simulation.run_for(Duration::from_micros(37) * point);
+        moved += u64::from(node.store.statistics().relocated_values > 0);
+        let (state, closed) = (node.state.clone(), Rc::new(std::cell::Cell::new(false)));
+        let done = closed.clone();
+        world.simulation.spawn_on(world.host, move |_| async move {
+            node.store.close().await;
+            done.set(true);
+        });
+        world.simulation.run_for(Duration::from_secs(5));
+        assert!(closed.get(), "the log is closed in the end, {point} steps after it was opened");
+        let node = Node { store: with(eager(), &world).0, state };
+        world.run(async move {
+            replay(&node).await;
+            node.check().await;
+        });
+    }
+    println!("values had been moved at {moved} of the points");
+    assert!(moved > 0);
+}
+
 async fn replay(node: &Node) {
     for shard in node.store.shards() {
         let (from, last) = (node.store.applied(shard).unwrap().next(), node.store.last_index(shard).unwrap());
