@@ -24,6 +24,7 @@ impl World {
     pub(super) fn diverge(&mut self) -> Result<(Duration, Duration), String> {
         let leader = self.leader_of_target().ok_or("the target has no leader")?;
         let victim = (leader + 1) % self.cluster.nodes.len();
+        self.write_behind_the_checkpoint(victim);
         self.cluster.kill(victim);
         self.settle(Duration::from_millis(200), Some(victim));
         self.forge(victim)?;

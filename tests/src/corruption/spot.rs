@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use krita_engine::inspect::{
     LogReport, RecordName, SegmentItem, SegmentState, inspect_log, inspect_manifest,
 };
@@ -142,10 +143,10 @@ impl Damage {
 }
 
 /// What is known of the shard that is to be hit.
-pub(crate) struct Target<'a> {
+pub(crate) struct Target {
     pub(crate) shard: u32,
     /// The value of a key that was written once, long ago.
-    pub(crate) cold_value: &'a [u8],
+    pub(crate) cold_value: Bytes,
     pub(crate) cold_version: u64,
 }
 
@@ -164,7 +165,7 @@ impl Spot {
 }
 
 /// A place of this kind on this disk, if there is one now.
-pub(crate) fn find(disk: &DiskControl, place: Place, target: &Target<'_>) -> Option<Spot> {
+pub(crate) fn find(disk: &DiskControl, place: Place, target: &Target) -> Option<Spot> {
     let small = |name: &str| {
         let path = PathBuf::from("/data").join(name);
         let length = disk.read(&path)?.len() as u64;
@@ -303,7 +304,7 @@ impl Image {
         Some(Self { files, report, batches })
     }
 
-    fn find(&self, place: Place, target: &Target<'_>) -> Option<Spot> {
+    fn find(&self, place: Place, target: &Target) -> Option<Spot> {
         match place {
             Place::SegmentHeader => {
                 let used = self.report.segments.iter().filter(|file| file.state == SegmentState::Used);
@@ -355,7 +356,7 @@ impl Image {
     }
 
     /// The first entry of the shard behind its checkpoint that is not in the last batch.
-    fn replay_batch(&self, target: &Target<'_>) -> Option<Spot> {
+    fn replay_batch(&self, target: &Target) -> Option<Spot> {
         let applied = self.applied(target.shard);
         let (_, before_last) = self.batches.split_last()?;
         before_last.iter().find_map(|batch| {
@@ -366,7 +367,7 @@ impl Image {
     }
 
     /// The newest copy of a value that the checkpoint covers.
-    fn live_value(&self, target: &Target<'_>) -> Option<Spot> {
+    fn live_value(&self, target: &Target) -> Option<Spot> {
         if self.applied(target.shard) < target.cold_version {
             return None;
         }
@@ -375,14 +376,14 @@ impl Image {
         used.sort_unstable_by_key(|segment| std::cmp::Reverse(segment.segment.0));
         used.into_iter().find_map(|segment| {
             let content = &self.files[&segment.file];
-            let at = memory_find(content, target.cold_value)?;
+            let at = memory_find(content, &target.cold_value)?;
             self.spot(&segment.file, (at + target.cold_value.len() / 2) as u64)
         })
     }
 
     /// The first block of a kind in the newest file of the shard that has one: `magic` stands at 8, the shard at 16,
     /// the kind at 20.
-    fn block(&self, magic: &[u8; 4], kind: u32, target: &Target<'_>) -> Option<Spot> {
+    fn block(&self, magic: &[u8; 4], kind: u32, target: &Target) -> Option<Spot> {
         let word = |block: &[u8], at: usize| {
             block.get(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")))
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use krita_proto::v1;
 use krita_runtime::Clock;
-use krita_runtime::sim::{HostId, Simulation};
+use krita_runtime::sim::{DiskControl, HostId, Simulation};
 use kritaclient::RetryPolicy;
 
 use super::spot::{self, Spot, Target};
@@ -248,9 +248,12 @@ impl World {
             Role::Leader => leader,
             Role::Follower => (leader + 1) % self.cluster.nodes.len(),
         };
+        if case.place == Place::ReplayBatch {
+            self.write_behind_the_checkpoint(victim);
+        }
         if case.moment == Moment::AtRest {
             if case.place == Place::UnsealedBatch {
-                self.wait_for_an_unsealed_batch(victim);
+                self.write_until(victim, spot::has_unsealed_batch);
             }
             self.cluster.kill(victim);
             self.settle(Duration::from_millis(200), Some(victim));
@@ -277,8 +280,8 @@ impl World {
         }
     }
 
-    /// Writes to the target until the node has an entry on its disk that it has not sealed yet.
-    fn wait_for_an_unsealed_batch(&mut self, victim: usize) {
+    /// Writes to the target until the node's disk is as wanted, for a while at most.
+    fn write_until(&mut self, victim: usize, is_as_wanted: impl Fn(&DiskControl) -> bool) {
         let disk = self.simulation.disk(self.cluster.nodes[victim].host);
         let writer = self.worker();
         let (is_over, scene) = (Rc::new(Cell::new(false)), self.scene.clone());
@@ -292,7 +295,7 @@ impl World {
         });
         self.settle(Duration::from_millis(100), None);
         for _ in 0..500 {
-            if spot::has_unsealed_batch(&disk) {
+            if is_as_wanted(&disk) {
                 break;
             }
             self.settle(Duration::from_micros(500), None);
@@ -300,12 +303,22 @@ impl World {
         is_over.set(true);
     }
 
+    /// Writes to the target until the node's log has entries that its checkpoint does not cover: one may have come
+    /// after the last write.
+    pub(super) fn write_behind_the_checkpoint(&mut self, victim: usize) {
+        let target = self.target();
+        self.write_until(victim, move |disk| spot::find(disk, Place::ReplayBatch, &target).is_some());
+    }
+
+    fn target(&self) -> Target {
+        let (cold_value, cold_version) = self.cold.borrow().clone();
+        Target { shard: TARGET, cold_value, cold_version }
+    }
+
     /// False if there is no such place, or nothing changes in it.
     fn damage(&mut self, case: Case, victim: usize) -> bool {
         let disk = self.simulation.disk(self.cluster.nodes[victim].host);
-        let (value, version) = self.cold.borrow().clone();
-        let target = Target { shard: TARGET, cold_value: &value, cold_version: version };
-        let Some(spot) = spot::find(&disk, case.place, &target) else { return false };
+        let Some(spot) = spot::find(&disk, case.place, &self.target()) else { return false };
         tracing::info!(%case, node = victim + 1, path = %spot.path.display(), offset = spot.offset, "damaged");
         let changed = spot::damage(&disk, &spot, case.damage);
         self.spot = Some(spot);
@@ -423,7 +436,7 @@ impl World {
         }
         self.settle(Duration::from_millis(200), Some(VICTIM));
         let disk = self.simulation.disk(self.cluster.nodes[VICTIM].host);
-        let target = Target { shard: TARGET, cold_value: &[], cold_version: 0 };
+        let target = Target { shard: TARGET, cold_value: Bytes::new(), cold_version: 0 };
         let spot = spot::find(&disk, Place::ManifestFirst, &target).expect("every log has a manifest");
         assert!(spot::damage(&disk, &spot, Damage::Missing), "it is gone");
         for cores in [1, 2] {
