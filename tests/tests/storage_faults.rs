@@ -152,11 +152,18 @@ struct ReadOnly {
 impl ReadOnly {
     fn new(path: &Path) -> Self {
         let path = path.to_owned();
-        let bound = system("mount", &["--bind", plain(&path), plain(&path)]);
-        bound.unwrap_or_else(|error| panic!("{error}"));
+        let mount = |arguments: &[&str]| {
+            system("mount", arguments).unwrap_or_else(|error| panic!("{error}"));
+        };
+        // Made aside, where nobody opens a file in the moment when it can still be written, then laid over the
+        // directory: a mount of a mount that is read-only is read-only from the start.
+        let aside = TestDirectory::new("read-only");
+        mount(&["--bind", plain(&path), plain(aside.path())]);
         let read_only = Self { path };
-        let remounted = system("mount", &["-o", "remount,bind,ro", plain(&read_only.path)]);
-        remounted.unwrap_or_else(|error| panic!("{error}"));
+        mount(&["-o", "remount,bind,ro", plain(aside.path())]);
+        mount(&["--bind", plain(aside.path()), plain(&read_only.path)]);
+        let unmounted = system("umount", &[plain(aside.path())]);
+        unmounted.unwrap_or_else(|error| panic!("{error}"));
         read_only
     }
 }
