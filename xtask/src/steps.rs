@@ -28,6 +28,31 @@ pub(crate) struct Step {
 #[derive(Debug, Default)]
 pub(crate) struct Steps {
     done: Vec<Step>,
+    failures: Failures,
+}
+
+/// What failing tests printed, to be said again at the end: it stands far above.
+#[derive(Debug, Default)]
+struct Failures {
+    lines: Vec<String>,
+    is_inside: bool,
+}
+
+impl Failures {
+    /// A failing test's first lines say what it saw, its last ones what it wanted; this many are kept in all.
+    const LINES_MAX: usize = 2_000;
+
+    /// Takes the next line of a test run. What failed stands between `failures:` and the result.
+    fn take(&mut self, line: &str) {
+        self.is_inside = match line.trim_end() {
+            "failures:" => true,
+            line if line.starts_with("test result:") => false,
+            _ => self.is_inside,
+        };
+        if self.is_inside && self.lines.len() < Self::LINES_MAX {
+            self.lines.push(line.to_owned());
+        }
+    }
 }
 
 impl Steps {
@@ -35,7 +60,7 @@ impl Steps {
     pub(crate) fn run(&mut self, name: &str, command: &mut Command) -> bool {
         println!("\n==> {name}: {}", describe(command));
         let started = now();
-        let ending = follow(command, &mut std::io::stdout());
+        let ending = follow(command, &mut std::io::stdout(), &mut self.failures);
         self.note(name, ending, started)
     }
 
@@ -61,6 +86,7 @@ impl Steps {
 
     /// Prints one line for each step. True if none failed, and, where skips are not allowed, none was skipped.
     pub(crate) fn summary(&self, skips_allowed: bool) -> bool {
+        self.failures.lines.iter().for_each(|line| println!("{line}"));
         println!("\nsummary");
         let mut good = true;
         for Step { name, ending, took } in &self.done {
@@ -114,8 +140,8 @@ fn describe(command: &Command) -> String {
     words.join(" ")
 }
 
-/// Runs a command and copies its lines to `display`.
-fn follow(command: &mut Command, display: &mut impl Write) -> Ending {
+/// Runs a command, copies its lines to `display` and notes what failed.
+fn follow(command: &mut Command, display: &mut impl Write, failures: &mut Failures) -> Ending {
     let mut child = match command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn() {
         Ok(child) => child,
         Err(error) => return Ending::Fail(format!("cannot be started: {error}")),
@@ -127,6 +153,7 @@ fn follow(command: &mut Command, display: &mut impl Write) -> Ending {
         if let Some(reason) = line.trim_start().strip_prefix("SKIP: ") {
             skips.push(reason.to_owned());
         }
+        failures.take(&line);
         // A display that went away does not stop the step.
         let _ = writeln!(display, "{line}");
     }
@@ -144,7 +171,7 @@ mod tests {
 
     /// How a shell script ends as a step. Its lines go nowhere: they would count as this test's own.
     fn shell(script: &str) -> Ending {
-        follow(Command::new("sh").args(["-c", script]), &mut std::io::sink())
+        follow(Command::new("sh").args(["-c", script]), &mut std::io::sink(), &mut Failures::default())
     }
 
     #[test]
@@ -153,9 +180,19 @@ mod tests {
         assert_eq!(shell("echo 'SKIP: no disk'"), Ending::Skip(vec!["no disk".into()]));
         assert!(matches!(shell("echo 'SKIP: x'; exit 3"), Ending::Fail(_)));
         assert!(matches!(
-            follow(&mut Command::new("no-such-program"), &mut std::io::sink()),
+            follow(&mut Command::new("no-such-program"), &mut std::io::sink(), &mut Failures::default()),
             Ending::Fail(_)
         ));
+    }
+
+    #[test]
+    fn what_failed_is_kept_to_be_said_again() {
+        let mut failures = Failures::default();
+        let script = "echo successes:; echo fine; echo failures:; echo '---- this stdout ----'; echo why; \
+                      echo 'test result: FAILED'; echo behind";
+        let ending = follow(Command::new("sh").args(["-c", script]), &mut std::io::sink(), &mut failures);
+        assert_eq!(ending, Ending::Pass);
+        assert_eq!(failures.lines, ["failures:", "---- this stdout ----", "why"]);
     }
 
     #[test]
