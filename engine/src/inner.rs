@@ -162,6 +162,16 @@ impl<R: Runtime> Inner<R> {
         self.manifest.identity.segment_bytes
     }
 
+    /// What segments take that hold something, evacuated ones included.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.segments.borrow().used.len() as u64 * u64::from(self.segment_bytes())
+    }
+
+    /// How many segments to keep ready ahead of the writer now.
+    pub(crate) fn spares_wanted(&self) -> usize {
+        self.compaction.borrow().spares(self.options.segments_spare, self.used_bytes())
+    }
+
     pub(crate) fn take_number(&self) -> u64 {
         let number = self.next_number.get();
         self.next_number.set(number + 1);
@@ -389,7 +399,7 @@ pub(crate) async fn maintain<R: Runtime>(inner: Rc<Inner<R>>) {
         }
         inner.compaction.borrow().wake.notify();
         let mut is_short = false;
-        let spares = inner.compaction.borrow().spares(inner.options.segments_spare);
+        let spares = inner.spares_wanted();
         while inner.poisoned().is_none()
             && !inner.closed.get()
             && inner.segments.borrow().spare.len() < spares

@@ -401,7 +401,7 @@ fn capacity<R: Runtime>(inner: &Inner<R>) -> usize {
 
 async fn write_next<R: Runtime>(inner: &Rc<Inner<R>>) {
     let bytes = inner.log.borrow().queue_bytes().min(inner.options.batch_bytes_max as usize);
-    let hold_up = inner.compaction.borrow().hold_up(bytes);
+    let hold_up = inner.compaction.borrow().hold_up(bytes, inner.used_bytes());
     let held = inner.log.borrow_mut().hold(inner.runtime.now(), hold_up);
     if let Some(Held::All(left)) = held {
         // What comes meanwhile joins the batch; and compaction may be done, or have something to write.

@@ -28,7 +28,7 @@ const URGENCY_MIN: f64 = 0.1;
 /// unit of pressure more, and how long one write is held up at most.
 const GROWTH: f64 = (256 << 20) as f64;
 const GROWTH_FALL: f64 = 4.0;
-const HOLD_UP_MAX: Duration = Duration::from_millis(500);
+const HOLD_UP_MAX: Duration = Duration::from_secs(4);
 /// Copies that may be there beside what they replace: so large a part of what is alive, beside one segment.
 const COPIES_SHARE: f64 = 1.0 / 32.0;
 /// The longest pause: the store may be closed meanwhile.

@@ -473,7 +473,7 @@ impl<R: Runtime> Pass<R> {
         let took = self.inner.runtime.now().since(self.slice_began);
         let rate = self.inner.options.compaction_bytes_per_second;
         let sizes = super::sizes(&self.inner, self.alive);
-        self.inner.compaction.borrow_mut().pressure = Some(sizes.pressure());
+        self.inner.compaction.borrow_mut().freeing = Some(sizes);
         self.inner.runtime.sleep(choose::pause(took, self.slice_bytes, sizes.urgency(), rate)).await;
         (self.slice_bytes, self.bytes_at_pause) = (0, 0);
         self.slice_began = self.inner.runtime.now();

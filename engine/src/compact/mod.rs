@@ -46,8 +46,8 @@ pub(crate) struct Compaction {
     overhead: choose::Overhead,
     /// What newer layers of indexes hide.
     pub(crate) hidden: choose::Hidden,
-    /// How near the log is to its bound, while space is being freed.
-    pressure: Option<f64>,
+    /// While space is being freed: how large the log was at the last look.
+    freeing: Option<Sizes>,
 }
 
 impl Compaction {
@@ -56,15 +56,23 @@ impl Compaction {
         self.wants_checkpoint
     }
 
-    /// How many segments to keep ready ahead of the writer, of the `wanted` ones: what waits unused takes its part of
-    /// the bound, and near it writers wait for compaction in any case.
-    pub(crate) fn spares(&self, wanted: usize) -> usize {
-        if self.pressure.is_some_and(|pressure| pressure > 1.0) { wanted.min(1) } else { wanted }
+    /// How near the log is to its bound with `used` bytes in segments that hold something, evacuated ones included;
+    /// none while no space is being freed. What is alive is that of the last look, which may be a slow disk's whole
+    /// slice of a pass ago; what is used is not.
+    fn pressure(&self, used: u64) -> Option<f64> {
+        let seen = self.freeing?;
+        Some(Sizes { used, leaving: 0, ..seen }.pressure())
     }
 
-    /// How long to hold up a write of so many bytes that is not compaction's own.
-    pub(crate) fn hold_up(&self, bytes: usize) -> Duration {
-        self.pressure.map_or(Duration::ZERO, |pressure| choose::hold_up(pressure, bytes))
+    /// How many segments to keep ready ahead of the writer, of the `wanted` ones, with `used` bytes in segments: what
+    /// waits unused takes its part of the bound, and near it writers wait for compaction in any case.
+    pub(crate) fn spares(&self, wanted: usize, used: u64) -> usize {
+        if self.pressure(used).is_some_and(|pressure| pressure > 1.0) { wanted.min(1) } else { wanted }
+    }
+
+    /// How long to hold up a write of so many bytes that is not compaction's own, with `used` bytes in segments.
+    pub(crate) fn hold_up(&self, bytes: usize, used: u64) -> Duration {
+        self.pressure(used).map_or(Duration::ZERO, |pressure| choose::hold_up(pressure, bytes))
     }
 }
 
@@ -86,7 +94,7 @@ pub(crate) async fn run<R: Runtime>(inner: Rc<Inner<R>>) {
                 // Writers wait only for what will give them space: a pass, or checkpoints.
                 let is_held = inner.log.borrow().head.segment > inner.oldest_needed() || sizes.leaving > 0;
                 let is_freeing = victim.is_some() || (compaction.wants_checkpoint && is_held);
-                compaction.pressure = is_freeing.then(|| sizes.pressure());
+                compaction.freeing = is_freeing.then_some(sizes);
             }
             if let Some(segment) = victim {
                 evacuate(&inner, segment, sizes.alive).await;
@@ -220,7 +228,7 @@ async fn evacuate<R: Runtime>(inner: &Rc<Inner<R>>, segment: SegmentId, alive: u
 async fn trim<R: Runtime>(inner: &Rc<Inner<R>>, before: Sizes) {
     while inner.poisoned().is_none() && sizes(inner, before.alive).is_over() {
         let file = {
-            let spares = inner.compaction.borrow().spares(inner.options.segments_spare);
+            let spares = inner.spares_wanted();
             let mut segments = inner.segments.borrow_mut();
             if segments.spare.len() <= spares {
                 return;
