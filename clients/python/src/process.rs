@@ -7,7 +7,7 @@
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -23,7 +23,17 @@ pub(crate) struct Process {
     id: u32,
     pub(crate) runtime: Runtime,
     /// To the thread that wakes asyncio loops. It alone waits for the GIL: a busy interpreter delays no network.
-    wakes: mpsc::Sender<Arc<Waiting>>,
+    wakes: mpsc::Sender<Wake>,
+    /// That thread, until it has been ended.
+    waker: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread is told that wakes asyncio loops.
+enum Wake {
+    /// Wake the loop of these calls.
+    Loop(Arc<Waiting>),
+    /// End: the interpreter will.
+    End,
 }
 
 /// Only ever locked by a thread that holds the GIL, as a thread that forks does: so a child never finds it locked.
@@ -31,7 +41,7 @@ static CURRENT: Mutex<Option<&'static Process>> = Mutex::new(None);
 
 impl Process {
     /// This process's; made if it has none yet.
-    pub(crate) fn current(_py: Python<'_>) -> PyResult<&'static Self> {
+    pub(crate) fn current(py: Python<'_>) -> PyResult<&'static Self> {
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(process) = current.filter(|process| process.is_this_one()) {
             return Ok(process);
@@ -46,10 +56,14 @@ impl Process {
             .map_err(cannot)?;
         let (wakes, wanted) = mpsc::channel();
         let name = thread::Builder::new().name("kritaclient-wake".to_owned());
-        name.spawn(move || wake_loops(&wanted)).map_err(cannot)?;
+        let waker = name.spawn(move || wake_loops(&wanted)).map_err(cannot)?;
         // Never dropped: Python offers no moment for it at which all of its objects are gone.
-        let process: &'static Self = Box::leak(Box::new(Self { id: std::process::id(), runtime, wakes }));
+        let waker = Mutex::new(Some(waker));
+        let process: &'static Self =
+            Box::leak(Box::new(Self { id: std::process::id(), runtime, wakes, waker }));
         *current = Some(process);
+        drop(current);
+        py.import("atexit")?.call_method1("register", (wrap_pyfunction!(end_wakes, py)?,))?;
         Ok(process)
     }
 
@@ -60,13 +74,29 @@ impl Process {
 
     /// Has the loop of these calls be woken.
     pub(crate) fn wake(&self, waiting: Arc<Waiting>) {
-        // The thread is gone only when the interpreter is.
-        let _gone = self.wakes.send(waiting);
+        // The thread is gone only when the interpreter is about to be.
+        let _gone = self.wakes.send(Wake::Loop(waiting));
     }
 }
 
-fn wake_loops(wanted: &mpsc::Receiver<Arc<Waiting>>) {
-    while let Ok(waiting) = wanted.recv() {
+/// Ends the thread that wakes asyncio loops. Python calls it when it exits: no loop runs any more, and a thread that
+/// was in the midst of a call into the interpreter while that is taken down would end the process with an error.
+#[pyfunction]
+fn end_wakes(py: Python<'_>) {
+    let current = *CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(process) = current.filter(|process| process.is_this_one()) else { return };
+    let waker = process.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(waker) = waker else { return };
+    let _gone = process.wakes.send(Wake::End);
+    // It may wait for the GIL.
+    py.detach(|| {
+        // If it has panicked it is gone as well.
+        let _ended = waker.join();
+    });
+}
+
+fn wake_loops(wanted: &mpsc::Receiver<Wake>) {
+    while let Ok(Wake::Loop(waiting)) = wanted.recv() {
         match Python::try_attach(|py| wake(py, waiting)) {
             Some(Ok(())) => {}
             // Out of memory, or the interpreter is ending.

@@ -128,3 +128,19 @@ def test_a_program_ends_although_its_client_is_open() -> None:
     program = "import kritaclient; c = kritaclient.KritaClient(); c.put('py/exit', 'v'); s = c.scan('py/'); next(s)"
     ended = subprocess.run([sys.executable, "-c", program], timeout=30, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_an_exit_amid_answers_is_a_clean_one(prefix: str) -> None:
+    program = f"""
+import asyncio
+from kritaclient import AsyncKritaClient
+
+client = AsyncKritaClient()
+loop = asyncio.new_event_loop()
+loop.run_until_complete(client.put({prefix!r}, "v"))
+calls = [loop.create_task(client.get({prefix!r})) for _ in range(200)]
+loop.run_until_complete(calls[0])
+"""
+    for _ in range(10):
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0, ended.stderr
