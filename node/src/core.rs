@@ -29,7 +29,7 @@ use crate::emit::LogWriter;
 use crate::failure::Failure;
 use crate::forming::Forming;
 use crate::gossiping::Gossiping;
-use crate::identity::Identity;
+use crate::identity::{Identity, Joined};
 use crate::mending::Counters;
 use crate::mesh::{CoreMessage, Serve};
 use crate::meta::MetaState;
@@ -130,6 +130,10 @@ pub(crate) struct Core<R: Runtime> {
     pub(crate) scans: Cell<u32>,
     /// What core 0 says of forming, for status: a state and its problems.
     pub(crate) forming_status: RefCell<(String, Vec<String>)>,
+    /// Core 0 only: the cluster that this node has joined, if it came later than others formed it.
+    pub(crate) joined: RefCell<Option<Joined>>,
+    /// Core 0 only: this node is about to join, and accepts no record any more.
+    pub(crate) is_joining: Cell<bool>,
     /// Core 0 only: how the cluster was or is being formed.
     pub(crate) forming: RefCell<Option<Forming>>,
     pub(crate) started_at: krita_runtime::Instant,
@@ -194,6 +198,8 @@ impl<R: Runtime> Core<R> {
             http: OnceCell::new(),
             scans: Cell::new(0),
             forming_status: RefCell::new(("starting".to_owned(), Vec::new())),
+            joined: RefCell::new(None),
+            is_joining: Cell::new(false),
             forming: RefCell::new(None),
             started_at,
             failure: RefCell::new(None),

@@ -211,6 +211,22 @@ impl Forming {
         self.stored.as_ref().filter(|state| state.formed).map(|state| &state.record)
     }
 
+    /// Peers that say that the cluster is formed, without this data directory: it is too late to form it with them.
+    /// Empty as long as this node has accepted a record itself, or may have.
+    pub fn formed_without_this_node(&self) -> Vec<String> {
+        if self.stored.is_some() || self.pending.is_some() {
+            return Vec::new();
+        }
+        let is_without = |seen: &Seen| match seen {
+            Seen::Node(SeenNode { record: Some(record), formed: true, .. }) => {
+                record.cluster_name == self.options.cluster_name
+                    && record.member_by_uuid(self.identity.node_uuid).is_none()
+            }
+            Seen::Node(_) | Seen::Silent(_) => false,
+        };
+        self.seen.iter().filter(|(_, seen)| is_without(seen)).map(|(address, _)| address.clone()).collect()
+    }
+
     /// An answer to Identify, or why there is none.
     pub fn on_identify_reply(&mut self, address: &str, reply: Result<&v1::IdentifyReply, String>) {
         if !self.others().any(|other| other == address) {
@@ -550,8 +566,8 @@ pub fn recognise<'a>(record: &'a ClusterRecord, who: &v1::NodeIdentity) -> Resul
 
 fn lost_directory(node_id: &str) -> String {
     format!(
-        "{node_id} lost its data directory: its uuid is not the recorded one, so it never votes; it waits until \
-         membership change exists. Restore its data directory, if it is not lost, and restart it"
+        "{node_id} lost its data directory: its uuid is not the recorded one, so it never votes in its place; once the \
+         cluster is formed it joins as a new member"
     )
 }
 

@@ -28,9 +28,7 @@ use crate::cluster::Cluster;
 use crate::core::{Core, NodeFailure};
 use crate::identity::NodeUuid;
 use crate::mesh::CoreMessage;
-
-/// The feature version of this software: the highest that it takes part in.
-pub(crate) const FEATURE_VERSION: u32 = 1;
+use crate::meta::FEATURE_MAX;
 
 /// Most connections for gossip at one time.
 const LINKS_MAX: usize = 128;
@@ -142,6 +140,12 @@ impl View {
     /// All nodes that are known, members or not, this one included.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeUuid, &Sighting)> {
         self.nodes.iter().map(|(uuid, sighting)| (*uuid, sighting))
+    }
+
+    /// Where nodes answer that are not gone.
+    pub(crate) fn live_addresses(&self) -> Vec<String> {
+        let live = self.nodes.values().filter(|sighting| sighting.standing.down_since().is_none());
+        live.map(|sighting| sighting.profile.address.clone()).collect()
     }
 
     /// For a status.
@@ -275,7 +279,7 @@ impl<R: Runtime> Core<R> {
                 zone: config.zone.clone(),
                 capacity: u64::from(config.capacity),
                 software_version: env!("CARGO_PKG_VERSION").to_owned(),
-                feature_version: FEATURE_VERSION,
+                feature_version: FEATURE_MAX,
                 boot_id: self.input.boot_id,
             },
             incarnation: self.runtime.wall_clock().0,
@@ -284,7 +288,7 @@ impl<R: Runtime> Core<R> {
         let mut gossip = Gossip::new(now, Options::default(), start)
             .map_err(|what| NodeFailure(format!("this node cannot gossip: {what}")))?;
         let mut seeds: Vec<String> = cluster.others().map(|member| member.address.clone()).collect();
-        seeds.extend(config.peers.iter().cloned());
+        seeds.extend(config.peers.iter().chain(&config.join).cloned());
         seeds.sort_unstable();
         seeds.dedup();
         gossip.join(seeds);

@@ -13,7 +13,8 @@
 //!     20     -  body
 //!
 //! body of identity: node uuid (16), then the node id (UTF-8)
-//! body of cluster:  formed (1: 0 or 1), then a krita.v1.ClusterRecord
+//! body of cluster:  1: 0 (accepted) or 1 (formed), then a krita.v1.ClusterRecord; or
+//!                   1: 2 (joined), the node's number (4), then the krita.v1.ClusterRecord that others formed
 //! ```
 //!
 //! A file that is foreign, newer or damaged is an error that names it. Nothing here ever repairs, replaces or
@@ -38,6 +39,10 @@ pub const CLUSTER_FILE: &str = "cluster";
 pub const MEMBERS_MAX: usize = 1024;
 
 const FORMAT_VERSION: u32 = 1;
+
+/// How the body of the cluster file of a node that joined begins.
+const JOINED: u8 = 2;
+
 const HEADER_BYTES: usize = 20;
 const FILE_BYTES_MAX: usize = 1024 * 1024;
 const IDENTITY_MAGIC: [u8; 8] = *b"KRITAIDN";
@@ -268,6 +273,24 @@ pub struct ClusterState {
     pub formed: bool,
 }
 
+/// A cluster that others have formed, and that this node has joined.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Joined {
+    /// This node's number in it; greater than any in the record.
+    pub number: u32,
+    /// How the cluster was formed. Does not name this node.
+    pub record: ClusterRecord,
+}
+
+/// What the file of the cluster holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Belonging {
+    /// The node is one of those that form the cluster.
+    Founder(ClusterState),
+    /// It came later.
+    Joined(Joined),
+}
+
 /// Why the data directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -373,14 +396,14 @@ pub async fn load_or_create_identity<R: Disk + Rng>(
     Ok(identity)
 }
 
-/// Reads what the directory knows of its cluster; `None` before it accepted a record.
+/// Reads what the directory knows of its cluster; `None` before it accepted a record or joined.
 ///
 /// # Errors
 /// The file cannot be used.
 pub async fn load_cluster<R: Disk>(
     runtime: &R,
     directory: &Path,
-) -> Result<Option<ClusterState>, IdentityError> {
+) -> Result<Option<Belonging>, IdentityError> {
     let path = directory.join(CLUSTER_FILE);
     let Some(body) = read_checked(runtime, &path, &CLUSTER_MAGIC).await? else { return Ok(None) };
     decode_cluster(&body).map(Some).map_err(|reason| corrupt(&path, reason))
@@ -396,6 +419,18 @@ pub async fn store_cluster<R: Disk>(
     state: &ClusterState,
 ) -> Result<(), IdentityError> {
     write_checked(runtime, &directory.join(CLUSTER_FILE), &CLUSTER_MAGIC, &encode_cluster(state)).await
+}
+
+/// Notes that this node has joined a cluster; durable on return. The directory knows of no other.
+///
+/// # Errors
+/// The disk failed: it is noted or it is not.
+pub async fn store_joined<R: Disk>(
+    runtime: &R,
+    directory: &Path,
+    joined: &Joined,
+) -> Result<(), IdentityError> {
+    write_checked(runtime, &directory.join(CLUSTER_FILE), &CLUSTER_MAGIC, &encode_joined(joined)).await
 }
 
 /// A new identity in a directory with data would give old logs a new owner.
@@ -437,14 +472,33 @@ fn encode_cluster(state: &ClusterState) -> Vec<u8> {
     body
 }
 
-fn decode_cluster(body: &[u8]) -> Result<ClusterState, &'static str> {
-    let (formed, record) = match body {
-        [formed @ (0 | 1), record @ ..] => (*formed == 1, record),
-        _ => return Err("the formed flag is neither 0 nor 1"),
-    };
+fn encode_joined(joined: &Joined) -> Vec<u8> {
+    let mut body = vec![JOINED];
+    body.extend_from_slice(&joined.number.to_le_bytes());
+    body.extend_from_slice(&v1::ClusterRecord::from(&joined.record).encode_to_vec());
+    body
+}
+
+fn decode_cluster(body: &[u8]) -> Result<Belonging, &'static str> {
+    match body {
+        [formed @ (0 | 1), record @ ..] => {
+            let record = decode_record(record)?;
+            Ok(Belonging::Founder(ClusterState { record, formed: *formed == 1 }))
+        }
+        [JOINED, one, two, three, four, record @ ..] => {
+            let (number, record) = (u32::from_le_bytes([*one, *two, *three, *four]), decode_record(record)?);
+            if record.member_by_number(number).is_some() || number == 0 {
+                return Err("the number of a node that joined is that of a founder");
+            }
+            Ok(Belonging::Joined(Joined { number, record }))
+        }
+        _ => Err("it says neither that the cluster is formed nor that it was joined"),
+    }
+}
+
+fn decode_record(record: &[u8]) -> Result<ClusterRecord, &'static str> {
     let message = v1::ClusterRecord::decode(record).map_err(|_| "the record is not a ClusterRecord")?;
-    let record = ClusterRecord::try_from(&message).map_err(|invalid| invalid.0)?;
-    Ok(ClusterState { record, formed })
+    ClusterRecord::try_from(&message).map_err(|invalid| invalid.0)
 }
 
 async fn write_checked<R: Disk>(

@@ -12,6 +12,7 @@
 //!   each round, one log write and one burst to each peer; `step`, `peers`, `wire`: messages between nodes;
 //!   `snapshots`.
 //! - `orders`: changes of a shard's group; `membership`, `replica_notes`: replicas that come and go.
+//! - `joining`: how a node becomes a member of a cluster that is there.
 //! - `gossiping`: who is up and who is down, and since when.
 //! - `room`: full disks. `suspicion`, `lost_logs`, `log_memory`, `mending`, `scrubbing`, `divergence`: damage, how it
 //!   is found and what is done about it.
@@ -37,6 +38,7 @@ pub mod forming;
 mod gossiping;
 mod grpc;
 pub mod identity;
+mod joining;
 mod log_memory;
 mod lost_logs;
 pub mod machine;

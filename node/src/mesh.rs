@@ -96,6 +96,13 @@ pub enum NodeRequest {
         /// What it asks.
         form: Box<v1::Form>,
     },
+    /// A node wants to be a member. For core 0.
+    Join {
+        /// Who asks, as its hello said.
+        from: Box<v1::NodeIdentity>,
+        /// What it asks.
+        join: Box<v1::Join>,
+    },
     /// The node's state, all cores together. For core 0.
     NodeStatus {
         /// With each shard.

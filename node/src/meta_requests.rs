@@ -286,14 +286,23 @@ impl<R: Runtime> Core<R> {
         let guard = self.serving.borrow();
         let cluster = &guard.as_ref()?.cluster;
         let known = &cluster.state.member(NodeNumber(cluster.node_number))?.node;
-        let own = NodeDescription {
-            address: self.input.config.advertised_address.clone(),
+        let own = self.own_description();
+        (own != *known).then_some(own)
+    }
+
+    /// This node as it describes itself to the cluster.
+    pub(crate) fn own_description(&self) -> NodeDescription {
+        let config = &self.input.config;
+        NodeDescription {
+            node_id: self.identity.node_id.clone(),
+            node_uuid: self.identity.node_uuid,
+            address: config.advertised_address.clone(),
+            zone: config.zone.clone(),
+            weight: config.capacity,
             cores: u32::from(self.mesh.cores()),
             feature_min: FEATURE_MIN,
             feature_max: FEATURE_MAX,
-            ..known.clone()
-        };
-        (own != *known).then_some(own)
+        }
     }
 }
 

@@ -17,7 +17,8 @@ use crate::cluster::{self, Cluster, META_LOG};
 use crate::core::{Core, NodeFailure, NodeInput};
 use crate::failure::Failure;
 use crate::forming::{Forming, FormingOptions, Request, RequestBody};
-use crate::identity::{self, ClusterId, ClusterRecord, Identity};
+use crate::identity::{self, Belonging, ClusterId, ClusterRecord, Identity, Joined};
+use crate::joining::Admitted;
 use crate::mesh::{CoreMessage, Serve};
 use crate::meta::MetaState;
 use crate::ownership;
@@ -128,15 +129,36 @@ async fn lock_directory<R: Runtime>(runtime: &R, directory: &Path) -> std::io::R
     }
 }
 
+/// How a node came to its cluster.
+enum Start {
+    /// It is one of those that formed it.
+    Formed(ClusterRecord),
+    /// It came later.
+    Joined(Admitted),
+}
+
 impl<R: Runtime> Core<R> {
-    /// Forms the cluster, in a task of its own, then lets every core serve.
+    /// Forms or joins the cluster, in a task of its own, then lets every core serve.
     async fn begin_forming(self: &Rc<Self>) -> Result<(), NodeFailure> {
         let config = &self.input.config;
         let stored = identity::load_cluster(&self.runtime, &config.data_directory)
             .await
             .map_err(|error| NodeFailure(error.to_string()))?;
-        if stored.is_none() {
-            ownership::refuse_orphan_logs(&self.runtime, config, identity::CLUSTER_FILE).await?;
+        let stored = match stored {
+            None => {
+                ownership::refuse_orphan_logs(&self.runtime, config, identity::CLUSTER_FILE).await?;
+                None
+            }
+            Some(Belonging::Founder(state)) => Some(state),
+            Some(Belonging::Joined(joined)) => {
+                self.check_joined(&joined)?;
+                *self.joined.borrow_mut() = Some(joined);
+                None
+            }
+        };
+        if stored.is_none() && (self.joined.borrow().is_some() || !config.join.is_empty()) {
+            self.spawn_start();
+            return Ok(());
         }
         let options = FormingOptions {
             cluster_name: config.cluster_name.clone(),
@@ -148,18 +170,53 @@ impl<R: Runtime> Core<R> {
         let forming = Forming::new(options, self.identity.clone(), stored)
             .map_err(|error| NodeFailure(error.to_string()))?;
         *self.forming.borrow_mut() = Some(forming);
+        self.spawn_start();
+        Ok(())
+    }
+
+    fn spawn_start(self: &Rc<Self>) {
         let core = self.clone();
         self.runtime.spawn(TaskClass::Foreground, "form", async move {
             if let Err(failure) = core.form_and_serve().await {
                 core.fail(failure.0);
             }
         });
-        Ok(())
+    }
+
+    /// The configuration must not mean another cluster than the data directory.
+    fn check_joined(&self, joined: &Joined) -> Result<(), NodeFailure> {
+        let (own, wanted) = (&joined.record.cluster_name, &self.input.config.cluster_name);
+        if own == wanted {
+            return Ok(());
+        }
+        Err(NodeFailure(format!(
+            "the data directory belongs to cluster \"{own}\", but cluster_name is \"{wanted}\": correct cluster_name \
+             or data_directory"
+        )))
     }
 
     async fn form_and_serve(self: &Rc<Self>) -> Result<(), NodeFailure> {
-        let Some(record) = self.form().await? else { return Ok(()) };
-        let cluster = self.take_shares(record).await?;
+        let joined = self.joined.borrow().clone();
+        let start = match joined {
+            Some(joined) => Some(Start::Joined(Admitted { joined, state: None })),
+            None if self.forming.borrow().is_none() => self.join_from_start().await?,
+            None => self.form().await?,
+        };
+        let cluster = match start {
+            None => return Ok(()),
+            Some(Start::Formed(record)) => {
+                let own = record.member_by_uuid(self.identity.node_uuid).ok_or_else(|| {
+                    NodeFailure("this data directory is no member of the cluster that it names".to_owned())
+                })?;
+                let number = own.number;
+                self.take_shares(record, number, None).await?
+            }
+            Some(Start::Joined(Admitted { joined, state })) => {
+                let learn = self.clone();
+                self.runtime.spawn(TaskClass::Background, "learn-membership", learn.learn_own_membership());
+                self.take_shares(joined.record, joined.number, state).await?
+            }
+        };
         self.begin_gossip(&cluster)?;
         let serve = Arc::new(Serve { cluster });
         for core in (1..self.mesh.cores()).map(CoreId) {
@@ -169,9 +226,15 @@ impl<R: Runtime> Core<R> {
         Ok(())
     }
 
+    /// Joins the cluster that the configuration names.
+    async fn join_from_start(self: &Rc<Self>) -> Result<Option<Start>, NodeFailure> {
+        let addresses = self.input.config.join.clone();
+        Ok(self.join(&addresses).await?.map(Start::Joined))
+    }
+
     /// Until the cluster is formed: one round after the other. `None`: the node was told to stop.
-    async fn form(self: &Rc<Self>) -> Result<Option<ClusterRecord>, NodeFailure> {
-        let links = Rc::new(FormingLinks { core: self.clone(), links: RefCell::default() });
+    async fn form(self: &Rc<Self>) -> Result<Option<Start>, NodeFailure> {
+        let links = Rc::new(NodeLinks::new(self));
         let mut rounds = 0;
         let mut last = String::new();
         loop {
@@ -181,7 +244,15 @@ impl<R: Runtime> Core<R> {
                     members = record.members.len(),
                     "cluster formed"
                 );
-                return Ok(Some(record));
+                return Ok(Some(Start::Formed(record)));
+            }
+            // From here on no record is accepted: nothing is awaited between the look and the note.
+            let formed = self.with_forming(|forming| forming.formed_without_this_node());
+            if !formed.is_empty() {
+                self.is_joining.set(true);
+                links.stop();
+                tracing::info!(members = ?formed, "the cluster is formed without this data directory: joining it");
+                return Ok(self.join(&formed).await?.map(Start::Joined));
             }
             let status = self.with_forming(|forming| forming.status());
             if status.text != last || rounds % FORMING_LOG_EVERY == 0 {
@@ -202,7 +273,7 @@ impl<R: Runtime> Core<R> {
     /// must then be told so is told in the background, and learns it by asking if that fails.
     async fn forming_step(
         self: &Rc<Self>,
-        links: &Rc<FormingLinks<R>>,
+        links: &Rc<NodeLinks<R>>,
     ) -> Result<Option<ClusterRecord>, NodeFailure> {
         let fresh = ClusterId::random(&self.runtime);
         let step = self.with_forming(|forming| forming.step(fresh));
@@ -230,11 +301,12 @@ impl<R: Runtime> Core<R> {
     }
 
     /// What this node has of the cluster's shards, and which of its cores owns which.
-    async fn take_shares(&self, record: ClusterRecord) -> Result<Cluster, NodeFailure> {
-        let own = record.member_by_uuid(self.identity.node_uuid).ok_or_else(|| {
-            NodeFailure("this data directory is no member of the cluster that it names".to_owned())
-        })?;
-        let node_number = own.number;
+    async fn take_shares(
+        &self,
+        record: ClusterRecord,
+        node_number: u32,
+        state: Option<Arc<MetaState>>,
+    ) -> Result<Cluster, NodeFailure> {
         let placements = cluster::placements(&record);
         let genesis = Arc::new(MetaState::formed(&record, &placements));
         let founding = cluster::founding_notes(&genesis, node_number);
@@ -254,7 +326,7 @@ impl<R: Runtime> Core<R> {
             record,
             identity: self.identity.clone(),
             node_number,
-            state: genesis.clone(),
+            state: state.unwrap_or_else(|| genesis.clone()),
             genesis,
             noted: Arc::new(noted),
             shard_logs,
@@ -264,7 +336,7 @@ impl<R: Runtime> Core<R> {
         })
     }
 
-    fn publish_forming(self: &Rc<Self>, state: String, problems: Vec<String>) {
+    pub(crate) fn publish_forming(self: &Rc<Self>, state: String, problems: Vec<String>) {
         for core in (1..self.mesh.cores()).map(CoreId) {
             self.send_to_core(
                 core,
@@ -274,7 +346,7 @@ impl<R: Runtime> Core<R> {
         *self.forming_status.borrow_mut() = (state, problems);
     }
 
-    fn stop_before_serving(self: &Rc<Self>) {
+    pub(crate) fn stop_before_serving(self: &Rc<Self>) {
         for core in (1..self.mesh.cores()).map(CoreId) {
             self.send_to_core(core, CoreMessage::Finish);
         }
@@ -288,6 +360,16 @@ impl<R: Runtime> Core<R> {
     /// Another node asks who this one is.
     pub(crate) fn answer_identify(&self, responder: Responder) {
         let boot_id = self.input.boot_id;
+        if let Some(joined) = &*self.joined.borrow() {
+            let node = v1::NodeIdentity {
+                cluster_id: joined.record.cluster_id.to_bytes(),
+                node_number: joined.number,
+                ..self.bare_identity()
+            };
+            let (record, formed) = (Some((&joined.record).into()), true);
+            let reply = v1::IdentifyReply { node: Some(node), initial_peers: Vec::new(), record, formed };
+            return responder.message(&reply);
+        }
         match self.forming.borrow().as_ref() {
             Some(forming) => responder.message(&forming.on_identify(boot_id)),
             None => responder.fail(&Failure::not_ready("the node is starting")),
@@ -297,10 +379,14 @@ impl<R: Runtime> Core<R> {
     /// Another node proposes or fixes the cluster's record.
     pub(crate) fn answer_form(self: &Rc<Self>, from: v1::NodeIdentity, form: v1::Form, responder: Responder) {
         if self.forming.borrow().is_none() {
-            return responder.fail(&Failure::not_ready("the node is starting"));
+            return responder.fail(&Failure::not_ready("the node is starting, or does not form its cluster"));
         }
         let core = self.clone();
         self.runtime.spawn(TaskClass::Foreground, "answer-form", async move {
+            if core.is_joining.get() {
+                let reason = "joins a cluster that is formed".to_owned();
+                return responder.message(&v1::FormReply { accepted: false, reason });
+            }
             let answer = core.with_forming(|forming| forming.on_form(&from, &form));
             if let Some(state) = &answer.persist
                 && let Err(failure) = core.persist_cluster(state).await
@@ -314,14 +400,19 @@ impl<R: Runtime> Core<R> {
     }
 }
 
-/// Links to the initial peers, by address, while nobody has a number.
-struct FormingLinks<R: Runtime> {
+/// Links to nodes by address, while nobody has a number.
+pub(crate) struct NodeLinks<R: Runtime> {
     core: Rc<Core<R>>,
     links: RefCell<std::collections::BTreeMap<String, PeerLink<R>>>,
 }
 
-impl<R: Runtime> FormingLinks<R> {
-    fn link(&self, address: &str) -> PeerLink<R> {
+impl<R: Runtime> NodeLinks<R> {
+    pub(crate) fn new(core: &Rc<Core<R>>) -> Self {
+        Self { core: core.clone(), links: RefCell::default() }
+    }
+
+    /// The link to an address; made at its first use.
+    pub(crate) fn link(&self, address: &str) -> PeerLink<R> {
         let mut links = self.links.borrow_mut();
         let link = links
             .entry(address.to_owned())
@@ -353,7 +444,7 @@ impl<R: Runtime> FormingLinks<R> {
         }
     }
 
-    fn stop(&self) {
+    pub(crate) fn stop(&self) {
         for link in self.links.borrow().values() {
             link.stop();
         }

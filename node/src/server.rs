@@ -391,6 +391,14 @@ impl<R: Runtime> Core<R> {
                 (Err(error), _) => responder.fail(&Failure::invalid(error.to_string())),
                 (Ok(_), None) => responder.fail(&Failure::invalid("only nodes form clusters")),
             },
+            FrameKind::Join => match (frame.decode::<v1::Join>(), &session.node) {
+                (Ok(join), Some(node)) => {
+                    let from = Box::new(node.identity.clone());
+                    self.answer_node_request(NodeRequest::Join { from, join: Box::new(join) }, responder);
+                }
+                (Err(error), _) => responder.fail(&Failure::invalid(error.to_string())),
+                (Ok(_), None) => responder.fail(&Failure::invalid("only nodes become members")),
+            },
             FrameKind::SnapshotBegin if self.member_number(session).is_some() => {
                 self.decode_and(frame, responder, Self::on_snapshot_begin);
             }

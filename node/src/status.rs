@@ -77,6 +77,7 @@ impl<R: Runtime> Core<R> {
         match request {
             NodeRequest::Identify => self.answer_identify(responder),
             NodeRequest::Form { from, form } => self.answer_form(*from, *form, responder),
+            NodeRequest::Join { from, join } => self.answer_join(&from, *join, responder),
             NodeRequest::CoreStatus { shards } => responder.message(&self.core_status(shards)),
             NodeRequest::CoreMetrics { shards } => self.answer_core_metrics(shards, responder),
             NodeRequest::CoreScrub => responder.message(&self.begin_scrub()),

@@ -211,6 +211,10 @@ kinds! {
     AskMembership = 78, Request;
     /// Answers an ask membership.
     AskMembershipReply = 79, Reply;
+    /// Asks to be a member of the cluster.
+    Join = 80, Request;
+    /// Answers a join.
+    JoinReply = 81, Reply;
 }
 
 impl std::fmt::Display for FrameKind {
@@ -270,6 +274,7 @@ requests! {
     ClusterRead => ClusterReadReply,
     ClusterChange => ClusterChangeReply,
     AskMembership => AskMembershipReply,
+    Join => JoinReply,
 }
 
 /// The flags byte.

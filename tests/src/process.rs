@@ -230,9 +230,35 @@ impl Cluster {
     /// # Panics
     /// If it does not become healthy in time.
     pub fn start_in(directory: TestDirectory, nodes: u16, settings: &[(&str, &str)]) -> Self {
+        let mut cluster = Self::lay_out(directory, nodes, nodes, settings);
+        for node in 1..=nodes {
+            cluster.start_node(node);
+        }
+        cluster.await_health(START_MAX);
+        cluster
+    }
+
+    /// A cluster of one node with this many empty shards, to which nodes may be added: see [`Cluster::add_node`].
+    ///
+    /// # Panics
+    /// If it does not become healthy in time.
+    pub fn start_alone(shards: u32, nodes_max: u16) -> Self {
+        let shards = shards.to_string();
+        let mut cluster =
+            Self::lay_out(TestDirectory::new("growth"), 1, nodes_max, &[("KRITA_SHARDS", &shards)]);
+        // What the demo has made there has more shards.
+        let fresh = cluster.directory.path().join("node1/fresh");
+        cluster.set_data_directory(1, fresh);
+        cluster.start_node(1);
+        cluster.await_health(START_MAX);
+        cluster
+    }
+
+    /// Lays out folders, with ports for this many nodes; starts nothing.
+    fn lay_out(directory: TestDirectory, nodes: u16, nodes_max: u16, settings: &[(&str, &str)]) -> Self {
         // A test that failed leaves nothing behind that another could trip over.
         let alone = ONE_CLUSTER_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let base_port = free_ports(nodes);
+        let base_port = free_ports(nodes_max);
         lay_out(directory.path(), nodes, base_port);
         let configuration = read_text(&directory.path().join("node1/krita.yaml"));
         let cluster_name = configuration
@@ -241,7 +267,7 @@ impl Cluster {
             .map(|name| name.trim().trim_matches('"').to_owned())
             .expect("krita.yaml names the cluster");
         let token = read_text(&directory.path().join("admin.token")).trim().to_owned();
-        let mut cluster = Self {
+        Self {
             nodes: (0..nodes).map(|_| None).collect(),
             data: (1..=nodes).map(|node| directory.path().join(format!("node{node}/data"))).collect(),
             settings: settings.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
@@ -250,12 +276,33 @@ impl Cluster {
             token,
             directory,
             _alone: alone,
-        };
-        for node in 1..=nodes {
-            cluster.start_node(node);
         }
-        cluster.await_health(START_MAX);
-        cluster
+    }
+
+    /// Starts a further node, which joins the cluster by way of the first one; its number here.
+    ///
+    /// # Panics
+    /// If its folder cannot be written.
+    pub fn add_node(&mut self) -> u16 {
+        let node = u16::try_from(self.nodes.len() + 1).expect("clusters are small");
+        let first = read_text(&self.directory.path().join("node1/krita.yaml"));
+        let is_shared = |line: &&str| {
+            ["node_id:", "port:", "peers:", "  - address:"].iter().all(|key| !line.starts_with(key))
+        };
+        let shared: Vec<&str> = first.lines().filter(is_shared).collect();
+        let text = format!(
+            "{}\nnode_id: \"node{node}\"\nport: {}\njoin:\n  - address: \"{}\"\n",
+            shared.join("\n"),
+            self.port(node),
+            self.address(1)
+        );
+        let folder = self.directory.path().join(format!("node{node}"));
+        fs::create_dir_all(&folder).expect("the test's directory is writable");
+        fs::write(folder.join("krita.yaml"), text).expect("the test's directory is writable");
+        self.nodes.push(None);
+        self.data.push(folder.join("data"));
+        self.start_node(node);
+        node
     }
 
     /// The numbers of all nodes, from 1.

@@ -103,7 +103,7 @@ const fn integer(min: u64, max: u64, unit: &'static str) -> Kind {
 
 /// Every key, in the order of the documentation.
 #[rustfmt::skip]
-pub const KEYS: [Key; 33] = [
+pub const KEYS: [Key; 34] = [
     key("cluster_name", Kind::Name, None,
         "The cluster's name; a node or client of another cluster is refused."),
     key("node_id", Kind::Name, None,
@@ -111,6 +111,9 @@ pub const KEYS: [Key; 33] = [
     key("peers", Kind::Addresses, Some(""),
         "All nodes that form the cluster, this one included, the same list on each; empty: this node alone. As a \
          variable or flag: separated by commas."),
+    key("join", Kind::Addresses, Some(""),
+        "Members of a cluster that this node is to become a member of, one is enough; peers stays empty. Of no meaning \
+         once the node is one."),
     key("data_directory", Kind::Path, None,
         "Where everything durable lives; one directory for each node."),
     key("port", integer(1, 65_535, "port"), Some("8080"),

@@ -31,6 +31,8 @@ pub struct Config {
     pub node_id: String,
     /// The initial members' addresses, this node's included; empty = single node.
     pub peers: Vec<String>,
+    /// Members of a cluster to join; empty = the node forms one, with `peers`.
+    pub join: Vec<String>,
     /// Where everything durable lives.
     pub data_directory: PathBuf,
     /// The one port.
@@ -236,6 +238,8 @@ fn assemble(
     let port = u16::try_from(values.number("port")).expect("the table bounds it");
     let peers = split_addresses(values.text("peers"));
     let advertised_address = advertised(&values, &peers, port, errors);
+    let join = split_addresses(values.text("join"));
+    check_join(&join, &peers, &advertised_address, errors);
     let bind_address = bind(&values, &advertised_address, port);
     let insecure = values.boolean("insecure");
     check_election(&values, errors);
@@ -251,6 +255,7 @@ fn assemble(
         cluster_name: values.text("cluster_name").to_owned(),
         node_id: values.text("node_id").to_owned(),
         peers,
+        join,
         data_directory: values.path("data_directory"),
         port,
         bind_address,
@@ -283,6 +288,17 @@ fn assemble(
         log_file: values.optional("log_file").map(|_| values.path("log_file")),
         log_level: values.text("log_level").to_owned(),
         texts: Texts(given.iter().map(|(name, given)| (*name, given.text.clone())).collect()),
+    }
+}
+
+fn check_join(join: &[String], peers: &[String], own: &str, errors: &mut Vec<String>) {
+    if !join.is_empty() && !peers.is_empty() {
+        errors.push(
+            "join and peers are both given: a node joins a cluster that is there, or forms one with its peers".to_owned(),
+        );
+    }
+    if join.iter().any(|address| address == own) {
+        errors.push(format!("join names {own}, this node itself: name members of the cluster"));
     }
 }
 

@@ -330,6 +330,9 @@ fn a_wiped_member_waits_and_both_sides_say_so() {
     assert_eq!(world.nodes[1].disk, None);
     let text = world.status(1).text;
     assert!(text.contains("node2 lost its data directory"), "{text}");
+    let process = world.nodes[1].process.as_ref().expect("runs");
+    assert_eq!(process.formed_without_this_node(), [address(0), address(2)]);
+    assert!(world.nodes[0].process.as_ref().expect("runs").formed_without_this_node().is_empty());
     let record = world.finals[0].clone();
     let wiped = world.nodes[1].process.as_ref().expect("runs").node_identity(5);
     let refused = recognise(&record, &wiped).expect_err("wiped");

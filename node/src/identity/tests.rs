@@ -178,7 +178,8 @@ fn the_cluster_record_survives_and_its_change_to_formed_too() {
     for formed in [false, true] {
         let state = ClusterState { formed, ..state() };
         now(store_cluster(&disk, &directory(), &state)).expect("stored");
-        assert_eq!(now(load_cluster(&disk, &directory())).expect("loaded"), Some(state));
+        let stored = now(load_cluster(&disk, &directory())).expect("loaded");
+        assert_eq!(stored, Some(Belonging::Founder(state)));
     }
 }
 
@@ -252,4 +253,20 @@ proptest! {
         let _ = decode_identity(&body);
         let _ = decode_cluster(&body);
     }
+}
+
+#[test]
+fn what_a_node_joined_survives_and_is_no_founders() {
+    let disk = SmallFiles::default();
+    let record = state().record;
+    let founders = u32::try_from(record.members.len()).expect("few");
+    let joined = Joined { number: founders + 4, record };
+    now(store_joined(&disk, &directory(), &joined)).expect("stored");
+    let stored = now(load_cluster(&disk, &directory())).expect("loaded");
+    assert_eq!(stored, Some(Belonging::Joined(joined.clone())));
+    for number in [0, 1, founders] {
+        let body = encode_joined(&Joined { number, ..joined.clone() });
+        assert!(decode_cluster(&body).is_err(), "number {number}");
+    }
+    assert!(decode_cluster(&encode_joined(&joined)[..4]).is_err(), "cut");
 }

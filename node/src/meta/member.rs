@@ -7,6 +7,10 @@ use crate::meta::types::{ADDRESS_BYTES_MAX, NAME_BYTES_MAX, NodeNumber, Version}
 /// Largest weight of a member.
 pub(crate) const WEIGHT_MAX: u32 = 1 << 20;
 
+/// What a founder counts for until it says what it does: the default of the setting `capacity`, so that nothing moves
+/// when it says so.
+pub(crate) const WEIGHT_DEFAULT: u32 = 100;
+
 /// What a node says of itself when it joins or starts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeDescription {

@@ -9,7 +9,7 @@ use crate::meta::access::{Role as AccessRole, Token};
 use crate::meta::command::Command;
 use crate::meta::job::{Job, JobKind, JobState};
 use crate::meta::map::{Replica, Role, Shard, ShardMap, equal_arc_start};
-use crate::meta::member::{Member, MemberState, NodeDescription, Tombstone};
+use crate::meta::member::{Member, MemberState, NodeDescription, Tombstone, WEIGHT_DEFAULT};
 use crate::meta::refusal::{Effect, Outcome, Refusal};
 use crate::meta::settings::{Setting, Settings};
 use crate::meta::types::{
@@ -352,7 +352,7 @@ fn first_member(member: &crate::identity::Member) -> Member {
             node_uuid: member.node_uuid,
             address: member.address.clone(),
             zone: String::new(),
-            weight: 1,
+            weight: WEIGHT_DEFAULT,
             cores: 1,
             feature_min: FEATURE_MIN,
             feature_max: FEATURE_MIN,

@@ -14,12 +14,14 @@
 //! - `meta`: the meta group, by itself.
 //! - `moves`: in [`run_with_moves`], replicas that come and go all the time.
 //! - [`sightings`]: what gossip makes of a cluster.
+//! - [`sightings`]: what gossip makes of a cluster; [`joining`]: nodes that come later.
 //! - `trace`: what nodes say in their logs, counted.
 
 pub(crate) mod checks;
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod data;
+pub mod joining;
 mod link;
 pub mod meta;
 mod moves;
