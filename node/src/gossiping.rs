@@ -43,9 +43,6 @@ const REST_MIN: Duration = Duration::from_millis(5);
 /// Vitals change all the time: what else is new is published at once, they as often as this.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A node of which nothing was heard for so long after the start is down: whoever gossips is known long before.
-const UNHEARD_MAX: Duration = Duration::from_secs(10);
-
 /// Pings that only others get answers to are worth a word after this long.
 const UNREACHED_MIN: Duration = Duration::from_secs(5);
 
@@ -126,15 +123,9 @@ pub struct View {
 }
 
 impl View {
-    /// Whether a node is up, and since when. `None`: nothing is known of it, and it has not been long enough since
-    /// the start to conclude anything from that.
-    #[allow(dead_code, reason = "the leader of the meta group asks it")]
-    pub(crate) fn standing(&self, node: NodeUuid, now: Instant) -> Option<Standing> {
-        if let Some(sighting) = self.nodes.get(&node) {
-            return Some(sighting.standing);
-        }
-        let started_at = self.started_at?;
-        (now.since(started_at) >= UNHEARD_MAX).then_some(Standing::Dead { since: started_at })
+    /// Whether a node is up, and since when. `None`: gossip has not heard of it, which may be too early to mean anything.
+    pub(crate) fn standing(&self, node: NodeUuid) -> Option<Standing> {
+        self.nodes.get(&node).map(|sighting| sighting.standing)
     }
 
     /// All nodes that are known, members or not, this one included.
@@ -571,18 +562,6 @@ mod tests {
         let profile = Profile { node_id: "n2".into(), address: "b:8080".into(), ..Profile::default() };
         let (profile, vitals) = (Arc::new(profile), Vitals::default());
         Sighting { standing, profile, incarnation: 1, vitals, unreached_since }
-    }
-
-    #[test]
-    fn who_was_never_heard_is_down_only_after_a_while() {
-        let (known, stranger) = (NodeUuid([1; 16]), NodeUuid([2; 16]));
-        let up = Standing::Up { since: at(3) };
-        let nodes = BTreeMap::from([(known, sighting(up, None))]);
-        let view = View { started_at: Some(at(1)), nodes };
-        assert_eq!(view.standing(known, at(100)), Some(up));
-        assert_eq!(view.standing(stranger, at(10)), None);
-        assert_eq!(view.standing(stranger, at(11)), Some(Standing::Dead { since: at(1) }));
-        assert_eq!(View::default().standing(stranger, at(100)), None);
     }
 
     #[test]

@@ -13,19 +13,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use krita_proto::error::ErrorCode;
 use krita_proto::routing::VALUE_BYTES_MAX;
 use krita_proto::v1;
 use krita_proto::v1::cluster_change::Change as Wire;
 use krita_runtime::{CoreId, Mesh, Runtime, TaskClass};
 
+use crate::cluster::Cluster;
 use crate::core::{Core, NodeFailure};
 use crate::failure::Failure;
-use crate::identity::{self, ClusterRecord, Joined};
+use crate::identity::{self, ClusterRecord, Joined, NodeUuid};
 use crate::mesh::CoreMessage;
-use crate::meta::MetaState;
 use crate::meta::wire::{join_from_wire, node_to_wire};
+use crate::meta::{META_SHARD, MetaState};
 use crate::node::NodeLinks;
 use crate::responder::Responder;
 
@@ -35,6 +35,9 @@ const CLOCK_DIFFERENCE_MAX_MS: u64 = 30_000;
 /// How often a node that is not admitted yet asks again, and how long an answer may take.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 const ASK_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// For how long the leader of shard 0 is not heard before others are asked who belongs to the cluster.
+const OUT_OF_TOUCH: Duration = Duration::from_secs(2);
 
 /// How long the leader of the meta group has, when a member asks it.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(4);
@@ -80,9 +83,6 @@ fn read_reply(reply: &v1::JoinReply, cluster_name: &str) -> Result<Admitted, Str
     if record.cluster_name != cluster_name {
         return Err(format!("it belongs to cluster \"{}\"", record.cluster_name));
     }
-    if record.member_by_number(reply.node_number).is_some() {
-        return Err("it gave the number of a founder".to_owned());
-    }
     let state = match reply.state.is_empty() {
         true => None,
         false => Some(Arc::new(MetaState::decode(&reply.state).map_err(|error| error.to_string())?)),
@@ -125,12 +125,13 @@ impl<R: Runtime> Core<R> {
     }
 
     async fn ask_to_join(&self, links: &NodeLinks<R>, address: &str) -> Result<Admitted, String> {
-        let (config, joined) = (&self.input.config, self.joined.borrow().clone());
+        let config = &self.input.config;
+        let known = self.serving.borrow().as_ref().map(|serving| serving.cluster.record.cluster_id);
         let request = v1::Join {
             join: Some(v1::MetaJoin {
                 cluster_name: config.cluster_name.clone(),
                 // Once it is a member of one, it never means another.
-                cluster_id: joined.map(|joined| joined.record.cluster_id.to_bytes()).unwrap_or_default(),
+                cluster_id: known.map(|id| id.to_bytes()).unwrap_or_default(),
                 node: Some(node_to_wire(&self.own_description())),
             }),
             wall_clock_ms: self.runtime.wall_clock().0,
@@ -138,7 +139,12 @@ impl<R: Runtime> Core<R> {
         let deadline = self.runtime.now() + ASK_TIMEOUT;
         let reply =
             links.link(address).request(&request, deadline).await.map_err(|error| error.to_string())?;
-        read_reply(&reply, &config.cluster_name)
+        let admitted = read_reply(&reply, &config.cluster_name)?;
+        let namesake = admitted.joined.record.member_by_number(admitted.joined.number);
+        match namesake.filter(|founder| founder.node_uuid != self.identity.node_uuid) {
+            Some(founder) => Err(format!("it gave the number of another node, {}", founder.node_id)),
+            None => Ok(admitted),
+        }
     }
 
     async fn note_joined(&self, joined: &Joined) -> Result<(), NodeFailure> {
@@ -154,37 +160,57 @@ impl<R: Runtime> Core<R> {
         Ok(())
     }
 
-    /// Core 0 of a node that joined, until its own replica of shard 0 or a member has told it that it is a member: after a
-    /// restart it knows the founders alone.
-    pub(crate) async fn learn_own_membership(self: Rc<Self>) {
-        let links = NodeLinks::new(&self);
-        while !self.is_ending() && !self.input.stop.is_set() && !self.knows_itself() {
-            let mut addresses = self.input.config.join.clone();
-            if let Some(serving) = self.serving.borrow().as_ref() {
-                addresses.extend(serving.cluster.others().map(|member| member.address));
-            }
-            addresses.extend(self.gossiping.view().live_addresses());
-            addresses.sort_unstable();
-            addresses.dedup();
-            addresses.retain(|address| *address != self.input.config.advertised_address);
-            for address in &addresses {
-                match self.ask_to_join(&links, address).await {
-                    Ok(Admitted { state: Some(state), .. }) => self.adopt_meta_state(&state),
-                    Ok(Admitted { state: None, .. }) => {}
-                    Err(problem) => tracing::info!(address, problem, "membership not learnt yet"),
-                }
-                if self.knows_itself() {
-                    break;
-                }
-            }
+    /// Core 0: asks others who belongs to the cluster, whenever its own replica of shard 0 cannot tell. After a restart that
+    /// may have applied nothing yet, and so know the founders alone, while its group is among nodes that joined
+    /// later: neither would ever hear the other. Whom to ask, gossip and the configuration say.
+    pub(crate) async fn keep_in_touch(self: Rc<Self>) {
+        let mut lost_since = None;
+        while !self.is_ending() && !self.input.stop.is_set() {
             self.runtime.sleep(ASK_INTERVAL).await;
+            let now = self.runtime.now();
+            lost_since = match (self.is_in_touch(), lost_since) {
+                (true, _) => None,
+                (false, None) => Some(now),
+                (false, Some(since)) if now < since + OUT_OF_TOUCH => Some(since),
+                (false, Some(_)) => {
+                    self.ask_who_belongs().await;
+                    None
+                }
+            };
         }
-        links.stop();
     }
 
-    fn knows_itself(&self) -> bool {
+    /// Whether the leader of shard 0 is heard, and this node a member by what is known here.
+    fn is_in_touch(&self) -> bool {
         let guard = self.serving.borrow();
-        guard.as_ref().is_some_and(|it| it.cluster.member(it.cluster.node_number).is_some())
+        let Some(serving) = guard.as_ref() else { return true };
+        let is_member = serving.cluster.member(serving.cluster.node_number).is_some();
+        let replica = serving.replicas.get(&META_SHARD.0);
+        is_member && replica.is_some_and(|replica| replica.is_leader() || replica.leader_node().is_some())
+    }
+
+    async fn ask_who_belongs(self: &Rc<Self>) {
+        let config = &self.input.config;
+        let mut addresses = [config.join.as_slice(), config.peers.as_slice()].concat();
+        if let Some(serving) = self.serving.borrow().as_ref() {
+            addresses.extend(serving.cluster.others().map(|member| member.address));
+        }
+        addresses.extend(self.gossiping.view().live_addresses());
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.retain(|address| *address != config.advertised_address);
+        let links = NodeLinks::new(self);
+        for address in &addresses {
+            if self.is_in_touch() || self.is_ending() || self.input.stop.is_set() {
+                break;
+            }
+            match self.ask_to_join(&links, address).await {
+                Ok(Admitted { state: Some(state), .. }) => self.adopt_meta_state(&state),
+                Ok(Admitted { state: None, .. }) => {}
+                Err(problem) => tracing::debug!(address, problem, "who belongs to the cluster is not learnt"),
+            }
+        }
+        links.stop();
     }
 
     /// Goes by a state of the meta group that another member has told, if it is newer.
@@ -193,6 +219,7 @@ impl<R: Runtime> Core<R> {
         if state.applied_index() <= known {
             return;
         }
+        tracing::info!(applied = state.applied_index(), "another member has told who belongs to the cluster");
         for core in (1..self.mesh.cores()).map(CoreId) {
             self.send_to_core(core, CoreMessage::Meta(state.clone()));
         }
@@ -207,8 +234,15 @@ impl<R: Runtime> Core<R> {
         join: v1::Join,
         responder: Responder,
     ) {
-        if self.serving.borrow().is_none() {
+        let Some(cluster) = self.serving.borrow().as_ref().map(|serving| serving.cluster.clone()) else {
             return responder.fail(&self.not_serving());
+        };
+        let is_same =
+            join.join.as_ref().is_some_and(|join| join.cluster_id == cluster.record.cluster_id.to_bytes());
+        let member = NodeUuid::from_bytes(&hello.node_uuid).and_then(|uuid| cluster.number_of(uuid));
+        // One of us, who wants to know who the others are: that may be what keeps shard 0 from having a leader.
+        if let Some(number) = member.filter(|_| is_same) {
+            return responder.message(&admission(&cluster, number));
         }
         if let Err(reason) = check_join(&join, hello, self.runtime.wall_clock().0) {
             return responder.message(&refuse(&hello.node_id, reason));
@@ -237,7 +271,7 @@ impl<R: Runtime> Core<R> {
         }
         tracing::info!(number, "a node is a member");
         let until = self.runtime.now() + FOLLOW_TIMEOUT;
-        let state = loop {
+        let cluster = loop {
             let cluster = self.serving.borrow().as_ref().map(|serving| serving.cluster.clone());
             let cluster = cluster.ok_or_else(|| self.not_serving())?;
             if cluster.member(number).is_some() || self.runtime.now() >= until {
@@ -245,14 +279,16 @@ impl<R: Runtime> Core<R> {
             }
             self.runtime.sleep(FOLLOW_PAUSE).await;
         };
-        let encoded = match state.member(number) {
-            Some(_) => state.state.encode(),
-            None => Bytes::new(),
-        };
-        let encoded = Some(encoded).filter(|encoded| encoded.len() <= VALUE_BYTES_MAX).unwrap_or_default();
-        let record = Some((&state.record).into());
-        Ok(v1::JoinReply { node_number: number, reason: String::new(), record, state: encoded })
+        Ok(admission(&cluster, number))
     }
+}
+
+/// What a member is told: its number, how the cluster was formed, and the state of it as it is known here.
+fn admission(cluster: &Cluster, number: u32) -> v1::JoinReply {
+    let state = cluster.member(number).map(|_| cluster.state.encode()).unwrap_or_default();
+    let state = Some(state).filter(|state| state.len() <= VALUE_BYTES_MAX).unwrap_or_default();
+    let record = Some((&cluster.record).into());
+    v1::JoinReply { node_number: number, reason: String::new(), record, state }
 }
 
 fn refuse(name: &str, reason: String) -> v1::JoinReply {
@@ -312,7 +348,6 @@ mod tests {
         assert!(admitted.state.is_some());
         for (bad, why) in [
             (v1::JoinReply { node_number: 0, reason: "no".into(), ..good.clone() }, "refused"),
-            (v1::JoinReply { node_number: 2, ..good.clone() }, "a founder's number"),
             (v1::JoinReply { record: None, ..good.clone() }, "no record"),
             (v1::JoinReply { state: vec![1, 2, 3].into(), ..good.clone() }, "no state"),
         ] {

@@ -224,15 +224,15 @@ impl<R: Runtime> Core<R> {
     }
 }
 
-/// Whether a step is begun without anybody asking for it. What evens out, spreads or tidies replicas of data shards
-/// waits for a request to rebalance: an admin may be changing shards by orders of their own.
+/// Whether a step is begun without anybody asking for it. What evens out, spreads, tidies or gives up replicas of data
+/// shards waits for a request to rebalance: an admin may be changing shards by orders of their own.
 fn begins_by_itself(step: &Step) -> bool {
     match step {
         Step::Change(start) => match start.reason {
             Reason::Repair | Reason::Leaving | Reason::MetaGroup | Reason::Operator => true,
-            Reason::ReplicationFactor | Reason::Zones | Reason::Balance | Reason::Leftover => {
-                start.shard == META_SHARD
-            }
+            // As many replicas as are wanted is safety; one too many is not worth a surprise.
+            Reason::ReplicationFactor => start.leaves.is_none() || start.shard == META_SHARD,
+            Reason::Zones | Reason::Balance | Reason::Leftover => start.shard == META_SHARD,
         },
         Step::PreferLeader { .. } | Step::Activate { .. } | Step::Remove { .. } => true,
     }
@@ -279,6 +279,30 @@ mod tests {
     use super::*;
     use crate::meta::tests::{apply, formed};
     use crate::meta::{Command, StartChange};
+
+    #[test]
+    fn replicas_that_are_missing_come_by_themselves() {
+        let state = formed(4, 8, 3);
+        let replica = state.map().shard(ShardNumber(1)).expect("shard 1").replicas[0].id;
+        let step = |enters, leaves, reason| {
+            let (shard, expected) = (ShardNumber(1), Version(0));
+            let (enters_as_learner, leaves_to_learner) = (false, false);
+            Step::Change(StartChange {
+                shard,
+                expected,
+                enters,
+                enters_as_learner,
+                leaves,
+                leaves_to_learner,
+                reason,
+            })
+        };
+        let new = Enters::NewOn(NodeNumber(4));
+        assert!(begins_by_itself(&step(new, None, Reason::ReplicationFactor)));
+        assert!(!begins_by_itself(&step(Enters::Nobody, Some(replica), Reason::ReplicationFactor)));
+        assert!(begins_by_itself(&step(new, Some(replica), Reason::Repair)));
+        assert!(!begins_by_itself(&step(new, Some(replica), Reason::Balance)));
+    }
 
     #[test]
     fn every_shard_is_looked_at_in_turn_but_those_with_a_job() {

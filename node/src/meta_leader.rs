@@ -14,6 +14,7 @@ use krita_runtime::{CoreId, Instant, Mesh, Runtime};
 
 use crate::core::Core;
 use crate::failure::Failure;
+use crate::gossiping::Standing;
 use crate::mesh::CoreMessage;
 use crate::meta::{
     self, Command, Effect, FEATURE_MAX, META_SHARD, Member, MemberState, MetaState, NodeNumber, node_of,
@@ -21,7 +22,8 @@ use crate::meta::{
 use crate::meta_driving::Rounds;
 use crate::planner::NodeView;
 
-/// A node that is not heard for this long is down; so long must a leader have led before it says so of anybody.
+/// A node of which gossip knows nothing yet is down if it is not heard for this long; so long must a leader have led
+/// before it says so of anybody.
 const DOWN_AFTER: Duration = Duration::from_secs(4);
 
 /// A replica of shard 0 that is no further behind than this many entries follows it.
@@ -135,18 +137,19 @@ impl<R: Runtime> Core<R> {
         outcome.await.unwrap_or_else(|_| Err(Failure::unknown_outcome("the meta group closed")))
     }
 
-    /// How the members are, as far as this node can tell: the one place where that comes from.
+    /// How the members are, as far as this node can tell: the one place where that comes from. Who is up and who is down
+    /// is what gossip says, which has asked others before it calls a node dead.
     pub(crate) fn health(&self, state: &MetaState, leads_since: Instant) -> Health {
         let guard = self.serving.borrow();
         let Some(serving) = guard.as_ref() else { return Health::new() };
-        let now = self.runtime.now();
+        let (now, view) = (self.runtime.now(), self.gossiping.view());
         let own = serving.cluster.node_number;
         let status = serving.replicas.get(&META_SHARD.0).map(|replica| replica.raft.status());
         let mut health = Health::new();
         for member in state.members().filter(|member| member.state != MemberState::Retired) {
             let number = member.number;
-            let at = self.peers.heard_at(number.0);
-            let is_up = number.0 == own || at.is_some_and(|at| now < at + DOWN_AFTER);
+            let is_heard = self.peers.heard_at(number.0).is_some_and(|at| now < at + DOWN_AFTER);
+            let is_up = number.0 == own || is_up(view.standing(member.node.node_uuid), is_heard);
             if !is_up && now < leads_since + DOWN_AFTER {
                 continue;
             }
@@ -167,6 +170,11 @@ impl<R: Runtime> Core<R> {
         }
         health
     }
+}
+
+/// Whether a node is up, by what gossip says of it and by whether its connection is not silent.
+fn is_up(standing: Option<Standing>, is_heard: bool) -> bool {
+    standing.map_or(is_heard, |standing| standing.down_since().is_none())
 }
 
 /// How the members are. Who is missing has not been heard yet, and may be up or down.
@@ -203,6 +211,20 @@ mod tests {
 
     fn view(alive: bool) -> NodeView {
         NodeView { alive, full: false, follows_meta: true }
+    }
+
+    #[test]
+    fn gossip_says_who_is_down_and_silence_only_where_it_knows_nothing() {
+        let since = Instant::default();
+        for (standing, up) in [
+            (Standing::Up { since }, true),
+            (Standing::Suspect { since }, true),
+            (Standing::Dead { since }, false),
+            (Standing::Left { since }, false),
+        ] {
+            assert_eq!([true, false].map(|is_heard| is_up(Some(standing), is_heard)), [up; 2]);
+        }
+        assert_eq!([true, false].map(|is_heard| is_up(None, is_heard)), [true, false]);
     }
 
     #[test]

@@ -212,8 +212,6 @@ impl<R: Runtime> Core<R> {
                 self.take_shares(record, number, None).await?
             }
             Some(Start::Joined(Admitted { joined, state })) => {
-                let learn = self.clone();
-                self.runtime.spawn(TaskClass::Background, "learn-membership", learn.learn_own_membership());
                 self.take_shares(joined.record, joined.number, state).await?
             }
         };
@@ -223,6 +221,8 @@ impl<R: Runtime> Core<R> {
             self.send_to_core(core, CoreMessage::Serve(serve.clone()));
         }
         self.begin_serving(serve);
+        let core = self.clone();
+        self.runtime.spawn(TaskClass::Background, "keep-in-touch", core.keep_in_touch());
         Ok(())
     }
 

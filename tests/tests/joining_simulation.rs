@@ -26,17 +26,22 @@ fn a_new_node_becomes_a_member_and_stays_one() {
 #[test]
 fn a_cluster_of_one_grows_to_three() {
     let world = Newcomers::formed(3, 1);
-    world.start("node2", "simulated", "node2");
-    world.start("node3", "simulated", "node3");
+    let newcomers = ["node2", "node3"].map(|name| world.start(name, "simulated", name));
     // Whoever asks first has the lower number.
-    let either = |members: &[(u32, &str)]| {
-        world.await_members(&["node1:8080", "node2:8080", "node3:8080"], members).is_ok()
-    };
-    assert!(
-        either(&[(1, "node1"), (2, "node2"), (3, "node3")])
-            || either(&[(1, "node1"), (2, "node3"), (3, "node2")]),
-        "all three are members"
-    );
+    let all = ["node1:8080", "node2:8080", "node3:8080"];
+    let grown = |second, third| world.await_members(&all, &[(1, "node1"), (2, second), (3, third)]);
+    let is_known = || grown("node2", "node3").or_else(|_| grown("node3", "node2"));
+    is_known().unwrap_or_else(|wrong| panic!("all three are members: {wrong}"));
+    // Its record names itself alone, but its group is among all three.
+    for (position, pause) in [(0, 1), (0, 20)] {
+        world.run(Duration::from_secs(5));
+        world.restart_founder(position, Duration::from_secs(pause));
+        is_known().unwrap_or_else(|wrong| panic!("after a restart of the founder: {wrong}"));
+    }
+    newcomers.iter().for_each(|newcomer| world.kill(newcomer));
+    world.restart_founder(0, Duration::from_secs(1));
+    newcomers.iter().for_each(|newcomer| world.boot(newcomer));
+    is_known().unwrap_or_else(|wrong| panic!("after a restart of all: {wrong}"));
 }
 
 /// Whoever dies on the way, each of them is a member once: the numbers are the next two, and no more are given.

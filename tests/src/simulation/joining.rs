@@ -136,6 +136,13 @@ impl Newcomers {
         self.simulation.run_for(time);
     }
 
+    /// Kills a founder, and starts it again after a pause.
+    pub fn restart_founder(&self, position: usize, pause: Duration) {
+        self.cluster.kill(position);
+        self.run(pause);
+        self.cluster.boot(position);
+    }
+
     /// Kills a founder, erases its disk, and starts it with the configuration that it had.
     pub fn wipe_founder(&self, position: usize) {
         self.cluster.kill(position);
@@ -158,7 +165,7 @@ impl Newcomers {
                         .filter(|it| it.state == "alive")
                         .map(|it| (it.node_number, it.node_id.clone()))
                         .collect();
-                    known == wanted && status.peers.len() + 1 == wanted.len()
+                    known == wanted && status.peers.len() + 1 == wanted.len() && status.state == "serving"
                 })
             })
         })
