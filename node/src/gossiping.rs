@@ -123,7 +123,8 @@ pub struct View {
 }
 
 impl View {
-    /// Whether a node is up, and since when. `None`: gossip has not heard of it, which may be too early to mean anything.
+    /// Whether a node is up, and since when. `None`: gossip has not heard of it, which may be too early to mean
+    /// anything.
     pub(crate) fn standing(&self, node: NodeUuid) -> Option<Standing> {
         self.nodes.get(&node).map(|sighting| sighting.standing)
     }

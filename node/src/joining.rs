@@ -160,8 +160,8 @@ impl<R: Runtime> Core<R> {
         Ok(())
     }
 
-    /// Core 0: asks others who belongs to the cluster, whenever its own replica of shard 0 cannot tell. After a restart that
-    /// may have applied nothing yet, and so know the founders alone, while its group is among nodes that joined
+    /// Core 0: asks others who belongs to the cluster, whenever its own replica of shard 0 cannot tell. After a restart
+    /// that may have applied nothing yet, and so know the founders alone, while its group is among nodes that joined
     /// later: neither would ever hear the other. Whom to ask, gossip and the configuration say.
     pub(crate) async fn keep_in_touch(self: Rc<Self>) {
         let mut lost_since = None;

@@ -137,8 +137,8 @@ impl<R: Runtime> Core<R> {
         outcome.await.unwrap_or_else(|_| Err(Failure::unknown_outcome("the meta group closed")))
     }
 
-    /// How the members are, as far as this node can tell: the one place where that comes from. Who is up and who is down
-    /// is what gossip says, which has asked others before it calls a node dead.
+    /// How the members are, as far as this node can tell: the one place where that comes from. Who is up and who is
+    /// down is what gossip says, which has asked others before it calls a node dead.
     pub(crate) fn health(&self, state: &MetaState, leads_since: Instant) -> Health {
         let guard = self.serving.borrow();
         let Some(serving) = guard.as_ref() else { return Health::new() };

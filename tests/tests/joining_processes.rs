@@ -1,5 +1,5 @@
-//! A cluster that grows, on real processes: one node takes in two others, and has them hold what it holds, so that it is
-//! not missed when it dies. Nobody says more than where the one node is.
+//! A cluster that grows, on real processes: one node takes in two others, and has them hold what it holds, so that it
+//! is not missed when it dies. Nobody says more than where the one node is.
 //!
 //! The commands must have been built with the profile of the tests; `cargo xtask test` does so.
 

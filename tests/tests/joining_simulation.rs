@@ -1,6 +1,6 @@
 //! Nodes that come to a cluster that is there, in virtual time: a new one is a member soon, also after a restart; a
-//! cluster that began with one node grows; a wiped one comes back under a new number; who does not fit is refused with the
-//! reason, and disturbs nobody.
+//! cluster that began with one node grows; a wiped one comes back under a new number; who does not fit is refused with
+//! the reason, and disturbs nobody.
 
 use std::time::Duration;
 

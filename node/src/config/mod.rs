@@ -294,7 +294,8 @@ fn assemble(
 fn check_join(join: &[String], peers: &[String], own: &str, errors: &mut Vec<String>) {
     if !join.is_empty() && !peers.is_empty() {
         errors.push(
-            "join and peers are both given: a node joins a cluster that is there, or forms one with its peers".to_owned(),
+            "join and peers are both given: a node joins a cluster that is there, or forms one with its peers"
+                .to_owned(),
         );
     }
     if join.iter().any(|address| address == own) {
