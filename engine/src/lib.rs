@@ -91,6 +91,7 @@ mod manifest_record;
 mod mark;
 mod merging;
 mod packed;
+mod pinned;
 mod publish;
 mod read;
 mod reclaim;
@@ -111,6 +112,7 @@ mod types;
 
 pub use error::{Corruption, Damage, LogError, OpenError, ReadError};
 pub use mark::LogMark;
+pub use pinned::PinnedView;
 pub use snapshot::{Installer, SnapshotSource};
 pub use store::{NewShard, Store, open};
 pub use submission::Batch;

@@ -104,7 +104,7 @@ fn a_hello_is_taken_and_answered() {
             let (mut near, far) = world.pair();
             // The first request does not wait for the answer to the hello.
             near.write_all(&frame_bytes(&hello())).await.unwrap();
-            near.write_all(&frame_bytes(&v1::Get { key: "k".into(), timeout_ms: 0 })).await.unwrap();
+            near.write_all(&frame_bytes(&v1::Get { key: "k".into(), ..Default::default() })).await.unwrap();
             let mut incoming = here(accept(&world, far, Bytes::new(), &options(None)).await);
             assert_eq!((incoming.hello, incoming.correlation), (hello(), 9));
             assert!(!incoming.connection.peer_is_node());

@@ -14,7 +14,7 @@ use krita_runtime::{Clock, Spawn, TaskClass};
 use support::{Link, MemoryStream, World};
 
 fn get(key: &str) -> v1::Get {
-    v1::Get { key: key.to_owned().into(), timeout_ms: 0 }
+    v1::Get { key: key.to_owned().into(), ..Default::default() }
 }
 
 fn connected(world: &World, options: &ConnectionOptions) -> (Connection<World>, Connection<World>) {
@@ -112,7 +112,7 @@ fn a_side_that_takes_nothing_is_given_up_after_the_stall_limit() {
     let mut left = Connection::plain(&world, left, &ConnectionOptions::default());
     world.block_on(async {
         let sender = left.sender().clone();
-        sender.send(Flags::NONE, 1, &v1::Get { key: vec![0; 4000].into(), timeout_ms: 0 }).unwrap();
+        sender.send(Flags::NONE, 1, &v1::Get { key: vec![0; 4000].into(), ..Default::default() }).unwrap();
         assert!(matches!(left.receive().await, Err(ReceiveError::Ended(_))));
         assert!(matches!(sender.send(Flags::NONE, 2, &get("key")), Err(SendError::Closed(_))));
         sender.room().await;

@@ -84,6 +84,9 @@ impl<R: Runtime> Core<R> {
             self.on_core_death(serving, now, *silent);
         }
         drop(guard);
+        if is_expire_due {
+            self.views.expire(now);
+        }
         if is_expire_due || !superseded.is_empty() {
             self.abandon_incoming(|incoming| {
                 incoming.is_idle_since(now - INCOMING_IDLE_MAX) || superseded.contains(&incoming.shard())

@@ -46,7 +46,7 @@ pub(crate) async fn batch<R: Runtime>(
     let mut outcomes: Vec<v1::KeyOutcome> = vec![v1::KeyOutcome::default(); operations.len()];
     let answers = cut(operations, shard_count).into_iter().map(|(shard, part)| async move {
         let Part { positions, operations } = part;
-        let request = v1::Batch { shard, operations, request_id, timeout_ms };
+        let request = v1::Batch { shard, operations, request_id, timeout_ms, consistency: 0 };
         (shard, positions, core.ask_within(&request, limit).await)
     });
     let mut answers = futures_util::stream::iter(answers).buffer_unordered(at_once);

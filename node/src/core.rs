@@ -39,6 +39,7 @@ use crate::replica::Replica;
 use crate::replica_notes::ReplicaNotes;
 use crate::responder::Responder;
 use crate::snapshots::Incoming;
+use crate::views::Views;
 
 /// Requests of one core that wait for answers of others.
 const TICKETS_MAX: usize = 16 * 1024;
@@ -128,6 +129,12 @@ pub(crate) struct Core<R: Runtime> {
     pub(crate) http: OnceCell<Rc<HttpServer<R, Doors<R>>>>,
     /// Scans over all shards that run here; see `scanning`.
     pub(crate) scans: Cell<u32>,
+    /// What this core's shards hold for scans.
+    pub(crate) views: Rc<Views<R>>,
+    /// The cluster's setting: reads that no leader confirms are answered by any replica.
+    pub(crate) reads_fall_back: Cell<bool>,
+    /// When it was last logged that a read was answered without a quorum.
+    pub(crate) fell_back_at: Cell<Option<krita_runtime::Instant>>,
     /// What core 0 says of forming, for status: a state and its problems.
     pub(crate) forming_status: RefCell<(String, Vec<String>)>,
     /// Core 0 only: the cluster that this node has joined, if it came later than others formed it.
@@ -197,6 +204,9 @@ impl<R: Runtime> Core<R> {
             is_noting: Cell::new(false),
             http: OnceCell::new(),
             scans: Cell::new(0),
+            views: Rc::new(Views::new()),
+            reads_fall_back: Cell::new(false),
+            fell_back_at: Cell::new(None),
             forming_status: RefCell::new(("starting".to_owned(), Vec::new())),
             joined: RefCell::new(None),
             is_joining: Cell::new(false),

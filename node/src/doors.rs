@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_channel::oneshot;
 use krita_net::http::{
     HeaderMap, HeaderValue, HttpConnection, HttpEnd, HttpOptions, HttpServer, HttpService, IncomingBody,
-    OutgoingBody, Request, Response, StatusCode, header,
+    OutgoingBody, Request, Response, header,
 };
 use krita_proto::error::ErrorCode;
 use krita_proto::frame::{FrameKind, FrameMessage, RequestMessage};
@@ -58,7 +58,7 @@ impl<R: Runtime> HttpService for Doors<R> {
                     grpc::serve(core, request).await
                 }
                 Some(core) => rest::serve(core, request).await,
-                None => status(StatusCode::SERVICE_UNAVAILABLE),
+                None => rest::refused(Failure::not_ready("the node is stopping")),
             }
         }
     }
@@ -66,15 +66,9 @@ impl<R: Runtime> HttpService for Doors<R> {
     fn overloaded(&self, content_type: Option<&HeaderValue>) -> Response<OutgoingBody> {
         match grpc::is_grpc(content_type) {
             true => grpc::overloaded(),
-            false => status(StatusCode::TOO_MANY_REQUESTS),
+            false => rest::refused(Failure::overloaded("this core has as many HTTP requests as it may")),
         }
     }
-}
-
-fn status(status: StatusCode) -> Response<OutgoingBody> {
-    let mut response = Response::new(OutgoingBody::empty());
-    *response.status_mut() = status;
-    response
 }
 
 /// An answer that a task of this core waits for.
@@ -223,6 +217,19 @@ impl<R: Runtime> Core<R> {
         }
     }
 
+    /// The answer to a request as it is, in a frame's kind and body.
+    pub(crate) async fn answer_to(
+        self: &Rc<Self>,
+        request: ShardRequest,
+    ) -> Result<(FrameKind, Bytes), Failure> {
+        let (sender, receiver) = oneshot::channel();
+        let sink = Rc::new(TaskSink { answer: RefCell::new(Some(sender)) });
+        let responder = Responder::new(sink, 0, request.changes_data());
+        self.dispatch(request, responder);
+        // A responder that is dropped answers by itself, so the channel is never closed without an answer.
+        receiver.await.map_err(|_| Failure::unavailable("the node gave the request up"))
+    }
+
     async fn ask_once(self: &Rc<Self>, asked: &Asked, left: Duration) -> Result<Bytes, Failure> {
         let (sender, receiver) = oneshot::channel();
         let sink = Rc::new(TaskSink { answer: RefCell::new(Some(sender)) });
@@ -278,7 +285,7 @@ fn token(headers: &HeaderMap) -> Option<&str> {
     bearer.or_else(|| headers.get(TOKEN_HEADER)?.to_str().ok())
 }
 
-fn decode_failure(body: &Bytes) -> Failure {
+pub(crate) fn decode_failure(body: &Bytes) -> Failure {
     match v1::Error::decode(body.clone()) {
         Ok(error) => Failure::from_wire(error),
         Err(error) => Failure::new(ErrorCode::Internal, format!("an error that does not decode: {error}")),

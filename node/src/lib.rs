@@ -74,6 +74,8 @@ mod snapshots;
 mod status;
 mod step;
 mod suspicion;
+mod unconfirmed;
+mod views;
 mod wire;
 mod writes;
 

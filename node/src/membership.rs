@@ -306,6 +306,7 @@ impl<R: Runtime> Core<R> {
             let serving = guard.as_mut()?;
             let mut replica = serving.replicas.remove(&shard)?;
             replica.fail_all(&Failure::unavailable("the replica was removed from its group"));
+            self.views.release_shard(shard);
             serving.departed.insert(shard, replica.source.others.borrow().clone());
             replica.store.clone()
         };

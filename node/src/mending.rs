@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::open::checkpoint_meta;
 use crate::peers::Peers;
 use crate::responder::Responder;
+use crate::views::Views;
 
 /// How long one peer has to answer with a value.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -59,6 +60,8 @@ pub(crate) struct Source<R: Runtime> {
     /// The nodes with the group's other replicas.
     pub(crate) others: RefCell<Vec<u32>>,
     pub(crate) counters: Rc<Counters>,
+    /// What is held for scans.
+    pub(crate) views: Rc<Views<R>>,
 }
 
 impl<R: Runtime> Source<R> {

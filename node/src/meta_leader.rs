@@ -17,7 +17,8 @@ use crate::failure::Failure;
 use crate::gossiping::Standing;
 use crate::mesh::CoreMessage;
 use crate::meta::{
-    self, Command, Effect, FEATURE_MAX, META_SHARD, Member, MemberState, MetaState, NodeNumber, node_of,
+    self, Command, Effect, FEATURE_MAX, META_SHARD, Member, MemberState, MetaState, NodeNumber, Setting,
+    node_of,
 };
 use crate::meta_driving::Rounds;
 use crate::planner::NodeView;
@@ -115,6 +116,7 @@ impl<R: Runtime> Core<R> {
     pub(crate) fn take_meta_state(&self) {
         let mut guard = self.serving.borrow_mut();
         let (Some(serving), Some(state)) = (guard.as_mut(), self.meta_state.borrow().clone()) else { return };
+        self.reads_fall_back.set(state.settings().get(Setting::ReadFallback) != 0);
         let Some(cluster) = serving.cluster.with_state(&state) else { return };
         let (cluster, epoch_before) = (Arc::new(cluster), serving.cluster.epoch());
         serving.cluster = cluster.clone();

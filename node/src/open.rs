@@ -233,6 +233,7 @@ impl<R: Runtime> Core<R> {
                 peers: self.peers.clone(),
                 others: RefCell::default(),
                 counters: self.counters.clone(),
+                views: self.views.clone(),
             },
             now: self.runtime.now(),
             served_by: v1::ServedBy {

@@ -10,7 +10,7 @@ use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use futures_channel::oneshot;
-use krita_engine::{ReadError, Slot};
+use krita_engine::{PinnedView, ReadError, Slot};
 use krita_proto::error::ErrorCode;
 use krita_proto::routing::{ENTRY_BYTES_MAX, PAGE_BYTES_MAX};
 use krita_proto::v1;
@@ -18,9 +18,9 @@ use krita_runtime::{Instant, Runtime, TaskClass};
 
 use crate::failure::Failure;
 use crate::mending::Source;
-use crate::replica::page;
 use crate::request::Scan;
 use crate::responder::Responder;
+use crate::unconfirmed::Wanted;
 
 /// How often a value that moved while it was looked for is looked up again.
 const STALE_RETRIES_MAX: usize = 16;
@@ -65,10 +65,39 @@ pub(crate) struct BatchGets {
     pub(crate) responder: Responder,
 }
 
-/// Answers a confirmed read.
-pub(crate) fn serve<R: Runtime>(source: &Rc<Source<R>>, served_by: v1::ServedBy, pending: PendingRead) {
+/// Whether a quorum has confirmed what is answered with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Confirmed {
+    Yes,
+    /// It is what this replica has applied, up to here.
+    No {
+        applied_index: u64,
+    },
+}
+
+impl Confirmed {
+    fn is_stale(self) -> bool {
+        self != Self::Yes
+    }
+
+    /// What a stale answer states.
+    fn applied_index(self) -> u64 {
+        match self {
+            Self::Yes => 0,
+            Self::No { applied_index } => applied_index,
+        }
+    }
+}
+
+/// Answers a read from what is applied here now.
+pub(crate) fn serve<R: Runtime>(
+    source: &Rc<Source<R>>,
+    served_by: v1::ServedBy,
+    confirmed: Confirmed,
+    read: Read,
+) {
     let (runtime, source) = (&source.runtime, source.clone());
-    match pending.read {
+    match read {
         Read::Get { key, responder } => run(runtime, "get", async move {
             match value_of(&source, &key).await {
                 Ok(Some((value, version))) => responder.message(&v1::GetReply {
@@ -76,16 +105,25 @@ pub(crate) fn serve<R: Runtime>(source: &Rc<Source<R>>, served_by: v1::ServedBy,
                     value,
                     version,
                     served_by: Some(served_by),
+                    stale: confirmed.is_stale(),
+                    applied_index: confirmed.applied_index(),
                 }),
-                Ok(None) => {
-                    responder.message(&v1::GetReply { served_by: Some(served_by), ..Default::default() });
-                }
+                Ok(None) => responder.message(&v1::GetReply {
+                    served_by: Some(served_by),
+                    stale: confirmed.is_stale(),
+                    applied_index: confirmed.applied_index(),
+                    ..Default::default()
+                }),
                 Err(failure) => responder.fail(&failure),
             }
         }),
         Read::Scan { scan, responder } => run(runtime, "scan", async move {
-            match read_page(&source, &scan).await {
-                Ok(reply) => responder.message(&v1::ScanReply { served_by: Some(served_by), ..reply }),
+            match read_page(&source, &scan, confirmed).await {
+                Ok(reply) => responder.message(&v1::ScanReply {
+                    served_by: Some(served_by),
+                    stale: confirmed.is_stale(),
+                    ..reply
+                }),
                 Err(failure) => responder.fail(&failure),
             }
         }),
@@ -94,7 +132,12 @@ pub(crate) fn serve<R: Runtime>(source: &Rc<Source<R>>, served_by: v1::ServedBy,
 }
 
 /// Answers a batch whose writes have been applied, after its gets.
-pub(crate) fn complete_batch<R: Runtime>(source: &Rc<Source<R>>, served_by: v1::ServedBy, batch: BatchGets) {
+pub(crate) fn complete_batch<R: Runtime>(
+    source: &Rc<Source<R>>,
+    served_by: v1::ServedBy,
+    confirmed: Confirmed,
+    batch: BatchGets,
+) {
     let (runtime, source) = (&source.runtime, source.clone());
     run(runtime, "batch", async move {
         let BatchGets { mut results, gets, responder } = batch;
@@ -115,7 +158,12 @@ pub(crate) fn complete_batch<R: Runtime>(source: &Rc<Source<R>>, served_by: v1::
                 results[*position] = v1::OperationResult { version, existed: true, value };
             }
         }
-        responder.message(&v1::BatchReply { results, served_by: Some(served_by) });
+        responder.message(&v1::BatchReply {
+            results,
+            served_by: Some(served_by),
+            stale: confirmed.is_stale(),
+            applied_index: confirmed.applied_index(),
+        });
     });
 }
 
@@ -158,24 +206,65 @@ async fn values_of<R: Runtime>(source: &Rc<Source<R>>, keys: &[&[u8]]) -> Result
     ))
 }
 
-/// One page of a scan. It ends before it would hold more than [`PAGE_BYTES_MAX`] bytes, but not without an item.
-async fn read_page<R: Runtime>(source: &Rc<Source<R>>, scan: &Scan) -> Result<v1::ScanReply, Failure> {
-    let slots = page(&source.store, source.shard, scan).await.map_err(|error| index_failure(&error))?;
+/// One page of a scan: from what is held for it, or from the shard as it is now, which is then held for the next one.
+async fn read_page<R: Runtime>(
+    source: &Rc<Source<R>>,
+    scan: &Scan,
+    confirmed: Confirmed,
+) -> Result<v1::ScanReply, Failure> {
+    let (shard, now) = (source.shard.0, source.runtime.now());
+    let wanted = if confirmed.is_stale() { Wanted::Any } else { Wanted::Confirmed };
+    if let Some(view) = source.views.find(shard, scan, wanted, now) {
+        match page_of(source, &view, scan).await {
+            Ok(page) => {
+                if !page.more && !scan.keep {
+                    source.views.release(shard, scan.scan_id);
+                }
+                return Ok(v1::ScanReply { held: true, ..page });
+            }
+            // Whatever is wrong with it, a later state of the shard may be well.
+            Err(_) => source.views.release(shard, scan.scan_id),
+        }
+    }
+    for _ in 0..STALE_RETRIES_MAX {
+        let view = Rc::new(source.store.pinned(source.shard).map_err(|error| index_failure(&error))?);
+        match page_of(source, &view, scan).await {
+            Ok(page) => {
+                if scan.scan_id != 0 && (page.more || scan.keep) {
+                    source.views.hold(source, scan, view, !confirmed.is_stale());
+                }
+                return Ok(page);
+            }
+            // A damaged value that no peer gives now: its key may have another one by the next look.
+            Err(PageError::Value(ReadError::Stale)) => {}
+            Err(PageError::Value(error)) => return Err(read_failure(&error)),
+            Err(PageError::Index(error)) => return Err(index_failure(&error)),
+        }
+    }
+    Err(Failure::overloaded("a damaged value cannot be got from another replica now"))
+}
+
+/// Why a view gives no page.
+enum PageError {
+    Index(ReadError),
+    Value(ReadError),
+}
+
+/// One page of a view. It ends before it would hold more than [`PAGE_BYTES_MAX`] bytes, but not without an item.
+async fn page_of<R: Runtime>(
+    source: &Rc<Source<R>>,
+    view: &PinnedView<R>,
+    scan: &Scan,
+) -> Result<v1::ScanReply, PageError> {
+    let end = (!scan.end.is_empty()).then_some(&scan.end[..]);
+    let slots = view.scan(&scan.start, end, scan.items_max).await.map_err(PageError::Index)?;
     let mut more = slots.len() == scan.items_max;
     let mut items = Vec::with_capacity(slots.len());
     let mut bytes = 0;
     for (key, slot) in slots {
-        let (value, version) = match scan.keys_only {
-            true => (Bytes::new(), slot.version.0),
-            false => match source.value(&key, &slot).await {
-                Ok(value) => (value, slot.version.0),
-                // Its place was used again since the page was cut: a later state of the key is as good.
-                Err(ReadError::Stale) => match value_of(source, &key).await? {
-                    Some(found) => found,
-                    None => continue,
-                },
-                Err(error) => return Err(read_failure(&error)),
-            },
+        let value = match scan.keys_only {
+            true => Bytes::new(),
+            false => source.value(&key, &slot).await.map_err(PageError::Value)?,
         };
         bytes += key.len() + value.len();
         if bytes > PAGE_BYTES_MAX && !items.is_empty() {
@@ -183,9 +272,10 @@ async fn read_page<R: Runtime>(source: &Rc<Source<R>>, scan: &Scan) -> Result<v1
             more = true;
             break;
         }
-        items.push(v1::ScanItem { key, value, version });
+        items.push(v1::ScanItem { key, value, version: slot.version.0 });
     }
-    Ok(v1::ScanReply { items, more, served_by: None })
+    let applied_index = view.applied().0;
+    Ok(v1::ScanReply { items, more, served_by: None, applied_index, held: false, stale: false })
 }
 
 /// An error of the index as a caller sees it. A damaged index makes the replica give up its leadership.

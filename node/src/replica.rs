@@ -25,8 +25,8 @@ use crate::mending::Source;
 use crate::meta;
 use crate::meta::node_of;
 use crate::meta::replicated::entry_of;
-use crate::reads::{self, PendingRead};
-use crate::request::{Action, Condition, KeyOperation, Scan, Write};
+use crate::reads::{self, Confirmed, PendingRead};
+use crate::request::{Action, Condition, KeyOperation, Write};
 use crate::responder::Responder;
 use crate::shard_machine::ShardMachine;
 use crate::suspicion::Doubt;
@@ -410,7 +410,7 @@ impl<R: Runtime> Replica<R> {
     }
 
     fn serve(&self, read: PendingRead) {
-        reads::serve(&self.source, self.served_by, read);
+        reads::serve(&self.source, self.served_by, Confirmed::Yes, read.read);
     }
 
     /// Answers whoever proposed at this index: with the outcome if it is their entry, with a failure if
@@ -451,7 +451,7 @@ impl<R: Runtime> Replica<R> {
             AnswerShape::Batch { operations, gets } => {
                 let results = batch_results(operations, &gets, results);
                 let answer = reads::BatchGets { results, gets, responder };
-                reads::complete_batch(&self.source, self.served_by, answer);
+                reads::complete_batch(&self.source, self.served_by, Confirmed::Yes, answer);
             }
         }
     }
@@ -607,14 +607,14 @@ impl<R: Runtime> Replica<R> {
     }
 }
 
-/// A page of keys in order, as the index has it now.
-pub(crate) async fn page<R: Runtime>(
-    store: &Store<R>,
-    shard: ShardId,
-    scan: &Scan,
-) -> Result<Vec<(Bytes, krita_engine::Slot)>, krita_engine::ReadError> {
-    let end = (!scan.end.is_empty()).then_some(&scan.end[..]);
-    store.scan(shard, &scan.start, end, scan.items_max).await
+/// The gets of a batch of nothing else, to be answered by [`reads::complete_batch`].
+pub(crate) fn gets_of(write: &Write, responder: Responder) -> reads::BatchGets {
+    let gets = write.operations.iter().map(|operation| operation.key.clone()).enumerate().collect();
+    reads::BatchGets {
+        results: vec![v1::OperationResult::default(); write.operations.len()],
+        gets,
+        responder,
+    }
 }
 
 fn answer_shape(write: &Write) -> AnswerShape {

@@ -30,6 +30,8 @@ pub(crate) struct ShardRequest {
     /// Another node sent it here already: it is not forwarded again.
     pub(crate) forwarded: bool,
     pub(crate) timeout: Duration,
+    /// How fresh the answer of a read must be.
+    pub(crate) consistency: v1::Consistency,
 }
 
 /// What is asked of the shard.
@@ -94,6 +96,14 @@ pub(crate) struct Scan {
     pub(crate) end: Bytes,
     pub(crate) items_max: usize,
     pub(crate) keys_only: bool,
+    /// Names the scan that the page is part of; 0 = none.
+    pub(crate) scan_id: u64,
+    /// What the scan's earlier pages were of; 0 = not known.
+    pub(crate) applied_index: u64,
+    /// The shard is held still behind its last page, too.
+    pub(crate) keep: bool,
+    /// Nothing is read: what is held for the scan is not needed any more.
+    pub(crate) release: bool,
 }
 
 impl ShardRequest {
@@ -117,7 +127,7 @@ impl ShardRequest {
             FrameKind::ClusterChange => decode_meta_change(body),
             _ => return None,
         };
-        Some(decoded.map(|(shard, operation, timeout_ms)| Self {
+        Some(decoded.map(|Checked { shard, operation, timeout_ms, consistency }| Self {
             shard,
             operation,
             kind,
@@ -127,6 +137,7 @@ impl ShardRequest {
                 0 => timeout_default,
                 milliseconds => Duration::from_millis(u64::from(milliseconds.min(TIMEOUT_MS_MAX))),
             },
+            consistency,
         }))
     }
 
@@ -140,6 +151,42 @@ impl ShardRequest {
             | ShardOperation::Verify
             | ShardOperation::Order(_)
             | ShardOperation::MetaRead { .. } => false,
+        }
+    }
+
+    /// The same read with another consistency.
+    pub(crate) fn with_consistency(mut self, wanted: v1::Consistency) -> Result<Self, Failure> {
+        let (body, consistency) = (self.body.clone(), wanted as i32);
+        let body = match self.kind {
+            FrameKind::Get => {
+                v1::Get { consistency, ..v1::Get::decode(body).map_err(malformed)? }.encode_to_vec()
+            }
+            FrameKind::Scan => {
+                v1::Scan { consistency, ..v1::Scan::decode(body).map_err(malformed)? }.encode_to_vec()
+            }
+            FrameKind::Batch => {
+                v1::Batch { consistency, ..v1::Batch::decode(body).map_err(malformed)? }.encode_to_vec()
+            }
+            other => return Err(Failure::invalid(format!("{other} has no consistency"))),
+        };
+        (self.body, self.consistency) = (body.into(), wanted);
+        Ok(self)
+    }
+
+    /// Whether it only says that a scan has ended.
+    pub(crate) fn is_release(&self) -> bool {
+        matches!(&self.operation, ShardOperation::Scan(scan) if scan.release)
+    }
+
+    /// Whether it reads keys and changes nothing.
+    pub(crate) fn is_read(&self) -> bool {
+        match &self.operation {
+            ShardOperation::Get { .. } | ShardOperation::Scan(_) => true,
+            ShardOperation::Write(write) => !write.changes_data(),
+            ShardOperation::Verify
+            | ShardOperation::Order(_)
+            | ShardOperation::MetaRead { .. }
+            | ShardOperation::MetaChange(_) => false,
         }
     }
 
@@ -162,7 +209,27 @@ impl Write {
     }
 }
 
-type Decoded = Result<(u32, ShardOperation, u32), Failure>;
+/// What a request's message says.
+struct Checked {
+    shard: u32,
+    operation: ShardOperation,
+    timeout_ms: u32,
+    consistency: v1::Consistency,
+}
+
+impl Checked {
+    fn new(shard: u32, operation: ShardOperation, timeout_ms: u32) -> Self {
+        Self { shard, operation, timeout_ms, consistency: v1::Consistency::Linearizable }
+    }
+}
+
+type Decoded = Result<Checked, Failure>;
+
+/// A consistency of a newer client is none of ours: it must not be taken for another one.
+fn consistency(number: i32) -> Result<v1::Consistency, Failure> {
+    v1::Consistency::try_from(number)
+        .map_err(|_| Failure::invalid(format!("consistency {number} is not known to this node")))
+}
 
 fn decode_put(body: &Bytes, shard_count: u32) -> Decoded {
     let put = v1::Put::decode(body.clone()).map_err(malformed)?;
@@ -171,7 +238,7 @@ fn decode_put(body: &Bytes, shard_count: u32) -> Decoded {
     let shard = shard_of(&put.key, shard_count);
     let operation =
         KeyOperation { key: put.key, action: Action::Put(put.value), condition: condition(put.condition)? };
-    Ok((shard, single(operation, put.request_id), put.timeout_ms))
+    Ok(Checked::new(shard, single(operation, put.request_id), put.timeout_ms))
 }
 
 fn decode_delete(body: &Bytes, shard_count: u32) -> Decoded {
@@ -180,13 +247,15 @@ fn decode_delete(body: &Bytes, shard_count: u32) -> Decoded {
     let shard = shard_of(&delete.key, shard_count);
     let operation =
         KeyOperation { key: delete.key, action: Action::Delete, condition: condition(delete.condition)? };
-    Ok((shard, single(operation, delete.request_id), delete.timeout_ms))
+    Ok(Checked::new(shard, single(operation, delete.request_id), delete.timeout_ms))
 }
 
 fn decode_get(body: &Bytes, shard_count: u32) -> Decoded {
     let get = v1::Get::decode(body.clone()).map_err(malformed)?;
     check_key(&get.key)?;
-    Ok((shard_of(&get.key, shard_count), ShardOperation::Get { key: get.key }, get.timeout_ms))
+    let (shard, consistency) = (shard_of(&get.key, shard_count), consistency(get.consistency)?);
+    let operation = ShardOperation::Get { key: get.key };
+    Ok(Checked { consistency, ..Checked::new(shard, operation, get.timeout_ms) })
 }
 
 fn decode_batch(body: &Bytes, shard_count: u32) -> Decoded {
@@ -218,7 +287,12 @@ fn decode_batch(body: &Bytes, shard_count: u32) -> Decoded {
     }
     check_distinct(&operations)?;
     let write = Write { operations, request_id: batch.request_id.unwrap_or_default(), is_batch: true };
-    Ok((batch.shard, ShardOperation::Write(write), batch.timeout_ms))
+    let consistency = consistency(batch.consistency)?;
+    if consistency != v1::Consistency::Linearizable && write.changes_data() {
+        return Err(Failure::invalid("a batch that changes data is linearizable"));
+    }
+    let operation = ShardOperation::Write(write);
+    Ok(Checked { consistency, ..Checked::new(batch.shard, operation, batch.timeout_ms) })
 }
 
 fn batch_operation(wire: v1::Operation) -> Result<KeyOperation, Failure> {
@@ -252,14 +326,17 @@ fn decode_scan(body: &Bytes, shard_count: u32) -> Decoded {
         0 => SCAN_ITEMS_DEFAULT,
         items => items.min(SCAN_ITEMS_MAX),
     };
-    let page = Scan { start: scan.start, end: scan.end, items_max, keys_only: scan.keys_only };
-    Ok((scan.shard, ShardOperation::Scan(page), scan.timeout_ms))
+    let consistency = consistency(scan.consistency)?;
+    let v1::Scan { shard, start, end, keys_only, timeout_ms, scan_id, applied_index, keep, release, .. } =
+        scan;
+    let page = Scan { start, end, items_max, keys_only, scan_id, applied_index, keep, release };
+    Ok(Checked { consistency, ..Checked::new(shard, ShardOperation::Scan(page), timeout_ms) })
 }
 
 fn decode_verify(body: &Bytes, shard_count: u32) -> Decoded {
     let verify = v1::Verify::decode(body.clone()).map_err(malformed)?;
     check_shard(verify.shard, shard_count)?;
-    Ok((verify.shard, ShardOperation::Verify, verify.timeout_ms))
+    Ok(Checked::new(verify.shard, ShardOperation::Verify, verify.timeout_ms))
 }
 
 fn decode_order(body: &Bytes, shard_count: u32) -> Decoded {
@@ -268,20 +345,20 @@ fn decode_order(body: &Bytes, shard_count: u32) -> Decoded {
     if order.shard != META_SHARD.0 {
         check_shard(order.shard, shard_count)?;
     }
-    Ok((order.shard, ShardOperation::Order(Order::from_wire(&order)?), order.timeout_ms))
+    Ok(Checked::new(order.shard, ShardOperation::Order(Order::from_wire(&order)?), order.timeout_ms))
 }
 
 fn decode_meta_read(body: &Bytes) -> Decoded {
     let read = v1::ClusterRead::decode(body.clone()).map_err(malformed)?;
     let operation = ShardOperation::MetaRead { without_shards: read.without_shards };
-    Ok((META_SHARD.0, operation, read.timeout_ms))
+    Ok(Checked::new(META_SHARD.0, operation, read.timeout_ms))
 }
 
 fn decode_meta_change(body: &Bytes) -> Decoded {
     let change = v1::ClusterChange::decode(body.clone()).map_err(malformed)?;
     let timeout_ms = change.timeout_ms;
     let operation = ShardOperation::MetaChange(Box::new(MetaChange::from_wire(change)?));
-    Ok((META_SHARD.0, operation, timeout_ms))
+    Ok(Checked::new(META_SHARD.0, operation, timeout_ms))
 }
 
 fn single(operation: KeyOperation, request_id: Option<v1::RequestId>) -> ShardOperation {

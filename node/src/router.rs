@@ -18,6 +18,7 @@ use crate::mesh::{CoreMessage, RequestFromCore};
 use crate::reads::{PendingRead, Read};
 use crate::request::{ShardOperation, ShardRequest};
 use crate::responder::{ReplySink, Responder};
+use crate::unconfirmed::Unconfirmed;
 
 /// The answer that a request of another core is owed: it goes back over the mesh.
 pub(crate) struct MeshSink<R: Runtime> {
@@ -34,6 +35,14 @@ impl<R: Runtime> ReplySink for MeshSink<R> {
 impl<R: Runtime> Core<R> {
     /// Sees to it that the request is answered.
     pub(crate) fn route(self: &Rc<Self>, request: ShardRequest, responder: Responder) {
+        match self.falls_back(&request) {
+            true => self.read_or_fall_back(request, responder),
+            false => self.dispatch(request, responder),
+        }
+    }
+
+    /// Passes the request to whoever has its shard.
+    pub(crate) fn dispatch(self: &Rc<Self>, request: ShardRequest, responder: Responder) {
         let owner = match self.serving.borrow().as_ref() {
             Some(serving) => serving.cluster.core_of(request.shard),
             None => return responder.fail(&self.not_serving()),
@@ -63,6 +72,12 @@ impl<R: Runtime> Core<R> {
         let Some(replica) = here else {
             drop(guard);
             return self.pass_to_holder(request, responder);
+        };
+        let request = match self.answer_unconfirmed(replica, request) {
+            Unconfirmed::No(request) => request,
+            Unconfirmed::Held(scan) => return replica.serve_held(scan, responder),
+            Unconfirmed::Released => return responder.message(&v1::ScanReply::default()),
+            Unconfirmed::Any(operation) => return replica.serve_unconfirmed(operation, responder),
         };
         if !replica.is_leader() {
             let leader = replica.leader_node();

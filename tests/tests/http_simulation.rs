@@ -166,3 +166,142 @@ fn http_is_served_in_the_simulator_and_a_seed_replays() {
         assert_eq!(first, run(seed), "seed {seed} replays");
     }
 }
+
+/// Writes all keys of the scans below.
+async fn put_all(runtime: &SimRuntime, value: &'static str) {
+    let operations = (0..KEYS).map(|number| v1::Operation {
+        operation: Some(v1::operation::Operation::Put(v1::OperationPut {
+            key: format!("s/{number:02}").into(),
+            value: value.into(),
+            condition: None,
+        })),
+    });
+    let batch = v1::KeyBatch { operations: operations.collect(), ..Default::default() };
+    for _ in 0..100 {
+        let reply: v1::KeyBatchReply = call(runtime, 1, "/krita.v1.Krita/Batch", &batch).await;
+        let is_good =
+            |outcome: &v1::KeyOutcome| matches!(outcome.outcome, Some(v1::key_outcome::Outcome::Result(_)));
+        if reply.outcomes.iter().all(is_good) {
+            return;
+        }
+        // A shard that has no leader yet.
+        runtime.sleep(Duration::from_millis(200)).await;
+    }
+    panic!("the keys cannot be written");
+}
+
+const KEYS: usize = 40;
+
+async fn page(runtime: &SimRuntime, node: usize, cursor: &[u8]) -> v1::KeyScanReply {
+    let cursor = cursor.to_vec().into();
+    let scan = v1::KeyScan { prefix: "s/".into(), limit: 8, page_items: 8, cursor, ..Default::default() };
+    call(runtime, node, "/krita.v1.Krita/Scan", &scan).await
+}
+
+/// Runs a client against a cluster of its own.
+fn with_cluster<F: Future<Output = ()> + 'static>(seed: u64, main: impl FnOnce(SimRuntime) -> F + 'static) {
+    let simulation = Simulation::new(seed, SimulationOptions::default());
+    for node in 1..=NODES {
+        let host = simulation.add_host(&format!("node{node}"));
+        boot(&simulation, node, host);
+    }
+    let client = simulation.add_host("client");
+    // Leaders are where they shall be by then: what a scan holds does not go with them.
+    simulation.block_on(client, |runtime| async move {
+        put_all(&runtime, "first").await;
+        runtime.sleep(Duration::from_secs(60)).await;
+    });
+    simulation.block_on(client, main);
+}
+
+#[test]
+fn pages_of_a_scan_see_each_shard_as_of_one_entry_while_everything_is_overwritten() {
+    with_cluster(3, |runtime| async move {
+        put_all(&runtime, "old").await;
+        let mut reply = page(&runtime, 1, b"").await;
+        let mut versions = reply.versions.clone();
+        let mut seen = reply.items.clone();
+        for node in [2, 3, 1, 2] {
+            put_all(&runtime, "new").await;
+            let gone = v1::Delete { key: "s/39".into(), ..Default::default() };
+            let _: v1::WriteReply = call(&runtime, node, "/krita.v1.Krita/Delete", &gone).await;
+            reply = page(&runtime, node, &reply.cursor).await;
+            versions.extend(reply.versions.clone());
+            seen.extend(reply.items.clone());
+        }
+        assert!(reply.cursor.is_empty(), "that was the last page");
+        assert_eq!(seen.len(), KEYS);
+        assert!(seen.is_sorted_by(|a, b| a.key < b.key));
+        assert!(seen.iter().all(|item| &item.value[..] == b"old"), "of one entry");
+        assert!(versions.iter().all(|version| !version.newer && !version.stale));
+        for version in &versions {
+            let same = versions.iter().filter(|other| other.shard == version.shard);
+            assert!(same.clone().all(|other| other.applied_index == version.applied_index));
+        }
+        let shards: std::collections::BTreeSet<u32> = versions.iter().map(|version| version.shard).collect();
+        assert_eq!(shards.len(), 8, "every shard's is stated");
+    });
+}
+
+#[test]
+fn a_scan_whose_time_is_over_goes_on_as_of_a_later_entry_and_says_so() {
+    with_cluster(4, |runtime| async move {
+        put_all(&runtime, "old").await;
+        let first = page(&runtime, 1, b"").await;
+        put_all(&runtime, "new").await;
+        // Longer than anything is held for a scan that asks for nothing.
+        runtime.sleep(Duration::from_secs(90)).await;
+        let second = page(&runtime, 2, &first.cursor).await;
+        assert!(second.items.iter().all(|item| &item.value[..] == b"new"));
+        assert_eq!(second.items.first().map(|item| item.key.clone()), Some("s/08".into()));
+        assert_eq!(second.versions.len(), 8);
+        for version in &second.versions {
+            let before = first.versions.iter().find(|before| before.shard == version.shard);
+            let before = before.expect("the first page has stated every shard's");
+            assert!(version.newer && version.applied_index > before.applied_index, "{version:?}");
+        }
+    });
+}
+
+#[test]
+fn a_read_that_takes_any_replica_is_answered_without_a_leader_and_says_as_of_what() {
+    let simulation = Simulation::new(5, SimulationOptions::default());
+    let mut hosts = Vec::new();
+    for node in 1..=NODES {
+        let host = simulation.add_host(&format!("node{node}"));
+        boot(&simulation, node, host);
+        hosts.push(host);
+    }
+    let client = simulation.add_host("client");
+    simulation.block_on(client, |runtime| async move { put_all(&runtime, "here").await });
+    // Two of three go: nobody leads any more, once the last lease has ended.
+    simulation.network().isolate(hosts[1]);
+    simulation.network().isolate(hosts[2]);
+    simulation.block_on(client, |runtime| async move {
+        runtime.sleep(Duration::from_secs(10)).await;
+        let get = |consistency: v1::Consistency| v1::Get {
+            key: "s/07".into(),
+            timeout_ms: 2_000,
+            consistency: consistency as i32,
+        };
+        for consistency in [v1::Consistency::Any, v1::Consistency::Available] {
+            let got: v1::GetReply = call(&runtime, 1, "/krita.v1.Krita/Get", &get(consistency)).await;
+            assert!(got.found && got.stale && got.applied_index >= got.version, "{got:?}");
+            assert_eq!(&got.value[..], b"here");
+        }
+        let mut stream = connect(&runtime, 1).await;
+        let refused = get(v1::Consistency::Linearizable);
+        assert!(
+            call_once(&mut stream, "/krita.v1.Krita/Get", &refused).await.is_none(),
+            "no quorum, no answer"
+        );
+        let scan = v1::KeyScan {
+            prefix: "s/".into(),
+            consistency: v1::Consistency::Any as i32,
+            ..Default::default()
+        };
+        let page: v1::KeyScanReply = call(&runtime, 1, "/krita.v1.Krita/Scan", &scan).await;
+        assert_eq!(page.items.len(), KEYS);
+        assert!(page.versions.iter().all(|version| version.stale));
+    });
+}

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kritaclient::{
-    Condition, Deleted, Entry, Error, ErrorCode, MemberHealth, Operation, OperationOutcome, ScanItem, Written,
+    Condition, Consistency, Deleted, Entry, Error, ErrorCode, MemberHealth, Operation, OperationOutcome, Read,
+    ScanItem, Written,
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
@@ -16,7 +17,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString, 
 pub(crate) enum Reply {
     Nothing,
     Written(Written),
-    Entry(Option<Entry>),
+    Read(Read),
     Deleted(Deleted),
     Versions(Vec<Result<Written, Error>>),
     Entries(Vec<Result<Option<Entry>, Error>>),
@@ -51,6 +52,19 @@ pub(crate) fn condition(if_version: Option<u64>, if_value: Option<&Bound<'_, PyA
         (Some(version), None) => Ok(Condition::IfVersion(version)),
         (None, Some(value)) => Ok(Condition::IfValue(data(value)?)),
         (Some(_), Some(_)) => Err(PyValueError::new_err("give if_version or if_value, not both")),
+    }
+}
+
+/// How fresh a read must be.
+pub(crate) fn freshness(name: &str) -> PyResult<Consistency> {
+    match name {
+        "linearizable" => Ok(Consistency::Linearizable),
+        "available" => Ok(Consistency::Available),
+        "any" => Ok(Consistency::Any),
+        other => {
+            let message = format!("consistency is linearizable, available or any, not {other:?}");
+            Err(PyValueError::new_err(message))
+        }
     }
 }
 
@@ -91,14 +105,14 @@ fn of_package<'py>(
 }
 
 /// A value as people see it: `kritaclient.Value`.
-fn value(py: Python<'_>, entry: &Entry) -> PyResult<Py<PyAny>> {
+fn value(py: Python<'_>, entry: &Entry, stale_at: Option<u64>) -> PyResult<Py<PyAny>> {
     static VALUE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let class = of_package(py, &VALUE, "kritaclient._values", "Value")?;
-    class.call1((PyBytes::new(py, &entry.value), entry.version)).map(Bound::unbind)
+    class.call1((PyBytes::new(py, &entry.value), entry.version, stale_at)).map(Bound::unbind)
 }
 
 fn optional_value(py: Python<'_>, entry: Option<&Entry>) -> PyResult<Py<PyAny>> {
-    entry.map_or_else(|| Ok(py.None()), |entry| value(py, entry))
+    entry.map_or_else(|| Ok(py.None()), |entry| value(py, entry, None))
 }
 
 /// The exception for an error, of the class that belongs to its code.
@@ -141,7 +155,8 @@ impl Reply {
         match self {
             Self::Nothing => Ok(py.None()),
             Self::Written(written) => version(written),
-            Self::Entry(entry) => optional_value(py, entry.as_ref()),
+            Self::Read(Read { entry: Some(entry), stale_at }) => value(py, &entry, stale_at),
+            Self::Read(Read { entry: None, .. }) => Ok(py.None()),
             Self::Deleted(deleted) => Ok(deleted.existed.into_pyobject(py)?.to_owned().into_any().unbind()),
             Self::Versions(results) => list(py, results, |result| result_or_exception(py, result, version)),
             Self::Entries(results) => list(py, results, |result| {

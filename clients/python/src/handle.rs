@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use tokio::sync::OnceCell;
 
 use crate::call::Call;
-use crate::convert::{Reply, condition, data, duration, failure, operation};
+use crate::convert::{Reply, condition, data, duration, failure, freshness, operation};
 use crate::process::{Owned, Process};
 use crate::scan::Scan;
 
@@ -144,10 +144,10 @@ impl Handle {
     }
 
     /// Reads a key. Gives the value, or `None`.
-    fn get(&self, key: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<Call> {
-        let options = ReadOptions { timeout: duration(timeout)?, ..ReadOptions::default() };
+    fn get(&self, key: &Bound<'_, PyAny>, consistency: &str, timeout: Option<f64>) -> PyResult<Call> {
+        let options = ReadOptions { timeout: duration(timeout)?, consistency: freshness(consistency)? };
         let (py, key) = (key.py(), data(key)?);
-        self.call(py, move |client| async move { client.get_with(key, options).await.map(Reply::Entry) })
+        self.call(py, move |client| async move { client.read_with(key, options).await.map(Reply::Read) })
     }
 
     /// Removes a key. Gives whether it was there.
@@ -164,11 +164,17 @@ impl Handle {
     }
 
     /// Reads many keys. Gives a list of values, `None` and exceptions.
-    fn get_many(&self, py: Python<'_>, keys: Vec<Bound<'_, PyAny>>, timeout: Option<f64>) -> PyResult<Call> {
+    fn get_many(
+        &self,
+        py: Python<'_>,
+        keys: Vec<Bound<'_, PyAny>>,
+        consistency: &str,
+        timeout: Option<f64>,
+    ) -> PyResult<Call> {
         let keys = keys.iter().map(data).collect::<PyResult<Vec<_>>>()?;
-        let timeout = duration(timeout)?;
+        let options = ReadOptions { timeout: duration(timeout)?, consistency: freshness(consistency)? };
         self.call(py, move |client| async move {
-            Ok(Reply::Entries(with_timeout(client, timeout).get_many(keys).await))
+            Ok(Reply::Entries(client.get_many_with(keys, options).await))
         })
     }
 
@@ -202,7 +208,7 @@ impl Handle {
     }
 
     /// Goes over keys in order.
-    #[pyo3(signature = (*, prefix, start, end, keys_only, limit, page_items, timeout))]
+    #[pyo3(signature = (*, prefix, start, end, keys_only, limit, page_items, consistency, timeout))]
     #[expect(clippy::too_many_arguments, reason = "they have names where they are called")]
     fn scan(
         &self,
@@ -213,6 +219,7 @@ impl Handle {
         keys_only: bool,
         limit: Option<u64>,
         page_items: u32,
+        consistency: &str,
         timeout: Option<f64>,
     ) -> PyResult<Scan> {
         let whole = match prefix {
@@ -232,6 +239,7 @@ impl Handle {
             keys_only,
             limit,
             page_items,
+            consistency: freshness(consistency)?,
             timeout: duration(timeout)?,
             ..whole
         };

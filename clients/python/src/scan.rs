@@ -1,13 +1,15 @@
 //! A scan, some items at a time: the first is waited for, and those that have come with it are taken along.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use kritaclient::{Error, ErrorCode, ScanOptions};
+use kritaclient::{Error, ErrorCode, ScanOptions, ShardVersion};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::call::Call;
 use crate::convert::Reply;
@@ -24,24 +26,45 @@ struct State {
     scan: Option<kritaclient::Scan>,
     /// Came behind items that were good.
     failure: Option<Error>,
+    versions: Versions,
 }
 
 /// A running scan. Dropping it ends it.
 #[pyclass(frozen, module = "kritaclient._native")]
 pub(crate) struct Scan {
     state: Owned<Arc<tokio::sync::Mutex<State>>>,
+    versions: Versions,
 }
+
+/// What was known of the shards' versions after the last step.
+type Versions = Arc<Mutex<BTreeMap<u32, ShardVersion>>>;
 
 impl Scan {
     pub(crate) fn new(connection: &Owned<Arc<Connection>>, options: ScanOptions) -> Self {
-        let state =
-            State { connection: (**connection).clone(), options: Some(options), scan: None, failure: None };
-        Self { state: Owned::new(connection.process(), Arc::new(tokio::sync::Mutex::new(state))) }
+        let versions = Versions::default();
+        let state = State {
+            connection: (**connection).clone(),
+            options: Some(options),
+            scan: None,
+            failure: None,
+            versions: versions.clone(),
+        };
+        Self { state: Owned::new(connection.process(), Arc::new(tokio::sync::Mutex::new(state))), versions }
     }
 }
 
 #[pymethods]
 impl Scan {
+    /// What each shard's items are as of: `(shard, applied index, first key, is newer, is stale)`.
+    fn versions<'py>(&self, py: Python<'py>) -> Vec<(u32, u64, Bound<'py, PyBytes>, bool, bool)> {
+        let versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let told = versions.into_iter().map(|(shard, version)| {
+            let start = PyBytes::new(py, &version.start);
+            (shard, version.applied_index, start, version.is_newer, version.is_stale)
+        });
+        told.collect()
+    }
+
     /// The next items in order of keys, at least one; none at the end.
     fn step(&self) -> PyResult<Call> {
         let process = self.state.process();
@@ -56,6 +79,14 @@ impl Scan {
 
 impl State {
     async fn step(&mut self) -> Result<Vec<kritaclient::ScanItem>, Error> {
+        let items = self.items().await;
+        if let Some(scan) = &self.scan {
+            *self.versions.lock().unwrap_or_else(PoisonError::into_inner) = scan.versions().clone();
+        }
+        items
+    }
+
+    async fn items(&mut self) -> Result<Vec<kritaclient::ScanItem>, Error> {
         if let Some(error) = self.failure.take() {
             return Err(error);
         }

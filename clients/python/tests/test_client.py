@@ -278,3 +278,32 @@ def test_everybody_is_healthy(client: KritaClient) -> None:
     assert len(members) == 3
     for member in members:
         assert member.healthy and member.node_id and member.error is None, member
+
+
+def test_scans_say_as_of_what_they_are_and_hold_to_it(client: KritaClient, prefix: str) -> None:
+    keys = [f"{prefix}{number:03}" for number in range(200)]
+    client.put_many({key: "old" for key in keys})
+    scan = client.scan(prefix, page_items=4)
+    seen = [next(scan)]
+    client.put_many({key: "new" for key in keys})
+    seen += scan
+    assert [item.key.text for item in seen] == keys
+    versions = scan.versions
+    assert versions and all(version.applied_index > 0 and not version.is_stale for version in versions.values())
+    if not any(version.is_newer for version in versions.values()):
+        # No leader has moved meanwhile: each shard's first page was read before anything was overwritten.
+        assert {item.value.text for item in seen} == {"old"}
+
+
+def test_reads_may_take_any_replica(client: KritaClient, prefix: str) -> None:
+    client.put(prefix + "k", "v")
+    confirmed = client.get(prefix + "k", consistency="available")
+    assert confirmed is not None and confirmed == "v" and confirmed.stale_at is None
+    deadline = time.monotonic() + 60
+    while (value := client.get(prefix + "k", consistency="any")) is None:
+        assert time.monotonic() < deadline, "a replica that never applies it"
+    assert value == "v" and value.stale_at is not None and value.stale_at >= value.version
+    assert client.get_many([prefix + "k"], consistency="any") == [b"v"]
+    assert [item.key.text for item in client.scan(prefix, consistency="any")] == [prefix + "k"]
+    with pytest.raises(ValueError):
+        client.get(prefix + "k", consistency="sometimes")  # type: ignore[arg-type]

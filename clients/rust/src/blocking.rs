@@ -1,5 +1,6 @@
 //! The client for programs without an executor: the same calls, which block.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use tokio::runtime::Runtime;
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::types::{
-    Deleted, Entry, MemberHealth, Operation, OperationOutcome, ReadOptions, ScanItem, ScanOptions,
-    WriteOptions, Written,
+    Deleted, Entry, MemberHealth, Operation, OperationOutcome, Read, ReadOptions, ScanItem, ScanOptions,
+    ShardVersion, WriteOptions, Written,
 };
 use crate::v1;
 
@@ -27,6 +28,13 @@ pub struct Client {
 pub struct Scan {
     scan: crate::Scan,
     runtime: Arc<Runtime>,
+}
+
+impl Scan {
+    /// See [`crate::Scan::versions`].
+    pub fn versions(&self) -> &BTreeMap<u32, ShardVersion> {
+        self.scan.versions()
+    }
 }
 
 impl Iterator for Scan {
@@ -79,6 +87,16 @@ impl Client {
     /// See [`crate::Client::get_with`].
     pub fn get_with(&self, key: impl Into<Bytes>, options: ReadOptions) -> Result<Option<Entry>> {
         self.runtime.block_on(self.client.get_with(key, options))
+    }
+
+    /// See [`crate::Client::read_with`].
+    pub fn read_with(&self, key: impl Into<Bytes>, options: ReadOptions) -> Result<Read> {
+        self.runtime.block_on(self.client.read_with(key, options))
+    }
+
+    /// See [`crate::Client::get_many_with`].
+    pub fn get_many_with(&self, keys: Vec<Bytes>, options: ReadOptions) -> Vec<Result<Option<Entry>>> {
+        self.runtime.block_on(self.client.get_many_with(keys, options))
     }
 
     /// See [`crate::Client::delete`].

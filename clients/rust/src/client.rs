@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::scan::Scan;
 use crate::types::{
-    Condition, Deleted, Entry, MemberHealth, Operation, OperationOutcome, ReadOptions, ScanOptions,
+    Condition, Deleted, Entry, MemberHealth, Operation, OperationOutcome, Read, ReadOptions, ScanOptions,
     WriteOptions, Written,
 };
 use crate::v1;
@@ -32,7 +32,8 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(6);
 /// A connection to a cluster. Cheap to clone; usable from any task and thread of a tokio runtime.
 ///
 /// Every call ends within its timeout; where a call has many parts, as [`Client::put_many`] and scans do, each part
-/// has that time. Reads are linearizable. A write that returns `Ok` is durable on a majority.
+/// has that time. Reads are linearizable unless asked otherwise, see [`crate::Consistency`]. A write that returns `Ok` is
+/// durable on a majority.
 #[derive(Clone)]
 pub struct Client {
     cluster: Arc<Cluster>,
@@ -96,15 +97,22 @@ impl Client {
 
     /// Reads a key, with options.
     pub async fn get_with(&self, key: impl Into<Bytes>, options: ReadOptions) -> Result<Option<Entry>> {
+        self.read_with(key, options).await.map(|read| read.entry)
+    }
+
+    /// Reads a key, with options, and says whether a quorum has confirmed the answer.
+    pub async fn read_with(&self, key: impl Into<Bytes>, options: ReadOptions) -> Result<Read> {
         let key = key.into();
         check_key(&key)?;
         let mut call = self.call(CallKind::Read, options.timeout);
         let shard = self.cluster.with_topology(&mut call, |topology| topology.shard_of(&key)).await?;
-        let request = Request::Get(v1::Get { key, timeout_ms: 0 });
+        let request =
+            Request::Get(v1::Get { key, timeout_ms: 0, consistency: options.consistency.to_wire() });
         match self.cluster.run(call, CallKind::Read, shard, request).await? {
-            Response::Get(reply) => {
-                Ok(reply.found.then(|| Entry { value: detached(reply.value), version: reply.version }))
-            }
+            Response::Get(reply) => Ok(Read {
+                entry: reply.found.then(|| Entry { value: detached(reply.value), version: reply.version }),
+                stale_at: reply.stale.then_some(reply.applied_index),
+            }),
             other => Err(unexpected(&other)),
         }
     }
@@ -142,14 +150,14 @@ impl Client {
     /// are applied, or none. One result per operation, in order; if a shard's part fails, each of its operations
     /// carries the reason. A key may come once.
     pub async fn batch(&self, operations: Vec<Operation>) -> Vec<Result<OperationOutcome>> {
-        self.grouped(operations, plan_atomic).await
+        self.grouped(operations, plan_atomic, ReadOptions::default()).await
     }
 
     /// Many puts in pieces of good size, for loading: each piece stands or falls alone. One result per pair, in
     /// order. A key may come once.
     pub async fn put_many(&self, pairs: Vec<(Bytes, Bytes)>) -> Vec<Result<Written>> {
         let operations = pairs.into_iter().map(|(key, value)| Operation::put(key, value)).collect();
-        let results = self.grouped(operations, plan_pieces).await;
+        let results = self.grouped(operations, plan_pieces, ReadOptions::default()).await;
         let written = results.into_iter().map(|result| match result? {
             OperationOutcome::Put(written) => Ok(written),
             OperationOutcome::Deleted { .. } | OperationOutcome::Got(_) => Err(mixed_up()),
@@ -160,8 +168,13 @@ impl Client {
     /// Many gets in pieces of good size. One result per key, in order; each piece is read at one moment. A key may
     /// come once.
     pub async fn get_many(&self, keys: Vec<Bytes>) -> Vec<Result<Option<Entry>>> {
+        self.get_many_with(keys, ReadOptions::default()).await
+    }
+
+    /// The same with options, which hold for each piece.
+    pub async fn get_many_with(&self, keys: Vec<Bytes>, options: ReadOptions) -> Vec<Result<Option<Entry>>> {
         let operations = keys.into_iter().map(Operation::get).collect();
-        let results = self.grouped(operations, plan_pieces).await;
+        let results = self.grouped(operations, plan_pieces, options).await;
         let entries = results.into_iter().map(|result| match result? {
             OperationOutcome::Got(entry) => Ok(entry),
             OperationOutcome::Put(_) | OperationOutcome::Deleted { .. } => Err(mixed_up()),
@@ -173,6 +186,7 @@ impl Client {
         &self,
         operations: Vec<Operation>,
         plan: fn(&[Operation], u32) -> Plan,
+        options: ReadOptions,
     ) -> Vec<Result<OperationOutcome>> {
         let mut call = self.call(CallKind::Read, None);
         let planned =
@@ -181,8 +195,8 @@ impl Client {
             Ok(plan) => plan,
             Err(error) => return operations.iter().map(|_| Err(error.clone())).collect(),
         };
-        let timeout = self.timeout;
-        let send = move |cluster, group| send_group(cluster, group, timeout);
+        let options = ReadOptions { timeout: options.timeout.or(self.timeout), ..options };
+        let send = move |cluster, group| send_group(cluster, group, options);
         let sent = in_parallel(plan.groups, BATCHES_AT_ONCE, send, &self.cluster).await;
         let mut results: BTreeMap<usize, Result<OperationOutcome>> =
             plan.refused.into_iter().map(|(position, error)| (position, Err(error))).collect();
@@ -191,8 +205,9 @@ impl Client {
         results.into_values().collect()
     }
 
-    /// Keys and values of a range or prefix, ordered by key over all shards, fetched as they are read. Each page of
-    /// a shard is read at one moment; a key that is written while the scan runs may be seen before or after.
+    /// Keys and values of a range or prefix, ordered by key over all shards, fetched as they are read. Each shard's
+    /// part is that shard as of one log entry, see [`Scan::versions`]: a shard is held still for the scan, within
+    /// bounds of time and memory; beyond them the scan goes on as of a later entry, and says so.
     ///
     /// Memory: at most two pages per shard, see [`ScanOptions::page_items`].
     pub fn scan(&self, options: ScanOptions) -> Scan {
@@ -306,7 +321,7 @@ async fn ask_health(cluster: Arc<Cluster>, member: (String, (u32, String))) -> M
 async fn send_group(
     cluster: Arc<Cluster>,
     group: Group,
-    timeout: Option<Duration>,
+    options: ReadOptions,
 ) -> Vec<(usize, Result<OperationOutcome>)> {
     let Group { shard, positions, operations, has_writes, has_value_conditions, .. } = group;
     let kind = if has_writes {
@@ -314,9 +329,14 @@ async fn send_group(
     } else {
         CallKind::Read
     };
-    let call = cluster.call(kind, timeout);
-    let request =
-        Request::Batch(v1::Batch { shard, operations: operations.clone(), request_id: None, timeout_ms: 0 });
+    let call = cluster.call(kind, options.timeout);
+    let request = Request::Batch(v1::Batch {
+        shard,
+        operations: operations.clone(),
+        request_id: None,
+        timeout_ms: 0,
+        consistency: options.consistency.to_wire(),
+    });
     let error = match cluster.run(call, kind, shard, request).await {
         Ok(Response::Batch(reply)) if reply.results.len() == operations.len() => {
             let outcomes =

@@ -36,6 +36,8 @@ pub(crate) struct Cluster {
     pub(crate) options: Options,
     pool: Pool,
     origin: Instant,
+    /// Spreads reads that any replica may answer over clients.
+    preference: u32,
     state: Mutex<State>,
     /// One refresh at a time; whoever waited for it shares its result.
     refreshing: tokio::sync::Mutex<Refreshed>,
@@ -70,7 +72,7 @@ impl SplitMix {
 }
 
 /// 64 bits from the operating system.
-fn unpredictable() -> Result<u64> {
+pub(crate) fn unpredictable() -> Result<u64> {
     getrandom::u64().map_err(|error| {
         Error::new(ErrorCode::Internal, format!("the operating system gives no random bytes: {error}"))
     })
@@ -105,6 +107,7 @@ impl Cluster {
             options,
             pool: Pool::new(connector),
             origin: Instant::now(),
+            preference: unpredictable()? as u32,
             state: Mutex::new(state),
             refreshing: tokio::sync::Mutex::default(),
             write_ended: Notify::new(),
@@ -233,7 +236,15 @@ impl Cluster {
         if let Some(open) = ticket {
             request.set_request_id(state.sessions.request_id(&open.ticket));
         }
-        state.topology.as_ref()?.target(shard, avoid, call.attempts(), now)
+        let topology = state.topology.as_ref()?;
+        match request.takes_any() {
+            true => {
+                // The same replica for the same client and shard, so that a scan stays where it is held.
+                let rotation = call.attempts().wrapping_add(self.preference).wrapping_add(shard);
+                topology.target_of_any(shard, avoid, rotation, now)
+            }
+            false => topology.target(shard, avoid, call.attempts(), now),
+        }
     }
 
     async fn attempt(

@@ -47,6 +47,6 @@ pub use profile::Profile;
 #[cfg(feature = "tokio")]
 pub use scan::Scan;
 pub use types::{
-    Condition, Consistency, Deleted, Entry, MemberHealth, Operation, OperationOutcome, ReadOptions, ScanItem,
-    ScanOptions, WriteOptions, Written,
+    Condition, Consistency, Deleted, Entry, MemberHealth, Operation, OperationOutcome, Read, ReadOptions,
+    ScanItem, ScanOptions, ShardVersion, WriteOptions, Written,
 };

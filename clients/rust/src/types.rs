@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use krita_proto::v1;
 
 /// When a write is applied.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -23,6 +24,44 @@ pub enum Consistency {
     /// It sees every write that ended before it began.
     #[default]
     Linearizable,
+    /// Linearizable; if the shard's leader cannot be reached, or no quorum confirms the read, for most of the call's
+    /// time, as [`Consistency::Any`].
+    Available,
+    /// Whatever the replica that is asked has applied: no other is asked, any may answer, and it may be behind.
+    Any,
+}
+
+impl Consistency {
+    pub(crate) fn to_wire(self) -> i32 {
+        let wire = match self {
+            Self::Linearizable => v1::Consistency::Linearizable,
+            Self::Available => v1::Consistency::Available,
+            Self::Any => v1::Consistency::Any,
+        };
+        wire as i32
+    }
+}
+
+/// What a read found, and how sure that is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Read {
+    /// `None` = absent.
+    pub entry: Option<Entry>,
+    /// `None` = confirmed by a quorum. Else the last log entry of the key's shard that the answer takes into account.
+    pub stale_at: Option<u64>,
+}
+
+/// What the items of one shard are as of, in a scan.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShardVersion {
+    /// The last log entry of the shard that they take into account.
+    pub applied_index: u64,
+    /// From this key on.
+    pub start: Bytes,
+    /// Items of the shard before `start` are as of an earlier entry: what was held for the scan had gone.
+    pub is_newer: bool,
+    /// No quorum confirmed it.
+    pub is_stale: bool,
 }
 
 /// Options of one read.
@@ -209,7 +248,7 @@ pub struct MemberHealth {
     /// Where it was asked.
     pub address: String,
     /// What it said of itself.
-    pub status: Result<krita_proto::v1::NodeStatusReply, crate::Error>,
+    pub status: Result<v1::NodeStatusReply, crate::Error>,
 }
 
 #[cfg(test)]

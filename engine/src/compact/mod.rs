@@ -59,7 +59,7 @@ impl Compaction {
     /// How near the log is to its bound with `used` bytes in segments that hold something, evacuated ones included;
     /// none while no space is being freed. What is alive is that of the last look, which may be a slow disk's whole
     /// slice of a pass ago; what is used is not.
-    fn pressure(&self, used: u64) -> Option<f64> {
+    pub(crate) fn pressure(&self, used: u64) -> Option<f64> {
         let seen = self.freeing?;
         Some(Sizes { used, leaving: 0, ..seen }.pressure())
     }

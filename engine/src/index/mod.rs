@@ -147,6 +147,11 @@ impl<R: Runtime> ShardIndex<R> {
         )
     }
 
+    /// Which memtables there are: another one after each flush.
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation
+    }
+
     /// Remembers what was fetched from the runs, so that [`ShardIndex::get_now`] knows it. False if the runs have
     /// changed since: fetch it again. At most [`known::KEYS_MAX`] keys are remembered, the latest ones.
     pub(crate) fn remember(&mut self, prefetched: Prefetched) -> bool {

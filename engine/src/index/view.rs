@@ -67,6 +67,12 @@ impl<R: Runtime> IndexView<R> {
         self.generation
     }
 
+    /// Bytes of memory of the memtables that it sees.
+    pub(crate) fn memtable_bytes(&self) -> usize {
+        let frozen = self.frozen.iter().map(|memtable| memtable.bytes()).sum::<usize>();
+        self.active.memtable().bytes() + frozen
+    }
+
     /// How many items the runs have, hidden ones included.
     pub(crate) fn run_items(&self) -> u64 {
         self.runs.iter().map(|run| run.record().items).sum()

@@ -1,15 +1,16 @@
-//! The range of a scan, and the cursor that continues it: a version, a mark of the range, and the last key that was
-//! given. No node keeps anything for a cursor; it never expires.
+//! The range of a scan, and the cursor that continues it: a version, a mark of the range, the scan's name, and the last
+//! key that was given. Any node takes it, at any time; what the shards hold under the name is bounded in time, and
+//! without it the scan goes on as of later entries.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use krita_proto::routing::KEY_BYTES_MAX;
 use krita_proto::v1;
 
 use crate::failure::Failure;
-use crate::scanning::{ScanRange, behind, end_of_prefix};
+use crate::scanning::{ScanName, ScanRange, behind, end_of_prefix};
 
 /// First byte of a cursor.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Binds a cursor to the range that it came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,17 +27,18 @@ impl Mark {
     }
 
     /// The cursor of what follows behind `last`.
-    pub(super) fn cursor_behind(self, last: &[u8]) -> Bytes {
-        let mut cursor = BytesMut::with_capacity(1 + self.0.len() + last.len());
+    pub(super) fn cursor_behind(self, scan_id: u64, last: &[u8]) -> Bytes {
+        let mut cursor = BytesMut::with_capacity(1 + self.0.len() + 8 + last.len());
         cursor.put_u8(VERSION);
         cursor.extend_from_slice(&self.0);
+        cursor.put_u64_le(scan_id);
         cursor.extend_from_slice(last);
         cursor.freeze()
     }
 }
 
-/// What is to be scanned, and the mark for cursors into it.
-pub(super) fn range(scan: &v1::KeyScan, timeout_ms: u32) -> Result<(ScanRange, Mark), Failure> {
+/// What is to be scanned, and the mark for cursors into it. A scan that no cursor names gets the name `new_id`.
+pub(super) fn range(scan: &v1::KeyScan, new_id: u64) -> Result<(ScanRange, Mark), Failure> {
     for bound in [&scan.start, &scan.end, &scan.prefix] {
         if bound.len() > KEY_BYTES_MAX + 1 {
             return Err(Failure::invalid("a bound of the scan is longer than a key can be"));
@@ -50,23 +52,31 @@ pub(super) fn range(scan: &v1::KeyScan, timeout_ms: u32) -> Result<(ScanRange, M
         (false, true) => scan.end.clone(),
         (false, false) => scan.end.clone().min(prefix_end),
     };
+    // A stream without a limit runs through: what has ended need not be held. One that breaks off has lost that.
+    let mut name = ScanName { id: new_id, is_resumed: false, keeps: scan.limit > 0 };
     if !scan.cursor.is_empty() {
-        start = start.max(behind(last_key(&scan.cursor, mark)?));
+        let (scan_id, last) = parse(&scan.cursor, mark)?;
+        start = start.max(behind(last));
+        name = ScanName { id: scan_id, is_resumed: true, ..name };
     }
-    Ok((ScanRange { start, end, keys_only: scan.keys_only, timeout_ms }, mark))
+    let consistency = v1::Consistency::try_from(scan.consistency)
+        .map_err(|_| Failure::invalid("the consistency is not known to this node"))?;
+    let (keys_only, timeout_ms) = (scan.keys_only, scan.timeout_ms);
+    Ok((ScanRange { start, end, keys_only, timeout_ms, consistency, scan: name }, mark))
 }
 
-fn last_key(cursor: &[u8], mark: Mark) -> Result<&[u8], Failure> {
+fn parse(cursor: &[u8], mark: Mark) -> Result<(u64, &[u8]), Failure> {
     let invalid = || Failure::invalid("the cursor is none that a scan has given");
     let rest = cursor.strip_prefix(&[VERSION]).ok_or_else(invalid)?;
-    let (theirs, last) = rest.split_first_chunk::<4>().ok_or_else(invalid)?;
+    let (theirs, rest) = rest.split_first_chunk::<4>().ok_or_else(invalid)?;
+    let (scan_id, last) = rest.split_first_chunk::<8>().ok_or_else(invalid)?;
     if last.is_empty() || last.len() > KEY_BYTES_MAX {
         return Err(invalid());
     }
     if *theirs != mark.0 {
         return Err(Failure::invalid("the cursor belongs to another range: repeat the scan that gave it"));
     }
-    Ok(last)
+    Ok((u64::from_le_bytes(*scan_id), last))
 }
 
 #[cfg(test)]
@@ -93,15 +103,17 @@ mod tests {
     fn a_cursor_continues_its_own_range_alone() {
         let scan = v1::KeyScan { prefix: "ab".into(), ..Default::default() };
         let (_, mark) = range(&scan, 0).unwrap();
-        let cursor = mark.cursor_behind(b"abc");
+        let cursor = mark.cursor_behind(9, b"abc");
         let again = v1::KeyScan { cursor: cursor.clone(), keys_only: true, ..scan.clone() };
-        assert_eq!(range(&again, 0).unwrap().0.start, b"abc\0"[..]);
+        let resumed = range(&again, 4).unwrap().0;
+        assert_eq!(resumed.start, b"abc\0"[..]);
+        assert_eq!(resumed.scan, ScanName { id: 9, is_resumed: true, keeps: false });
         assert!(range(&v1::KeyScan { prefix: "ac".into(), ..again }, 0).is_err());
         for length in 1..cursor.len() {
             let cut = v1::KeyScan { cursor: cursor.slice(..length), ..scan.clone() };
-            assert!(range(&cut, 0).is_err() || length > 5, "{length}");
+            assert!(range(&cut, 0).is_err() || length > 13, "{length}");
         }
-        let foreign = v1::KeyScan { cursor: "\u{2}0000key".into(), ..scan };
+        let foreign = v1::KeyScan { cursor: "\u{2}000000000000key".into(), ..scan };
         assert!(range(&foreign, 0).is_err());
     }
 }

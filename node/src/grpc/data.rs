@@ -48,6 +48,7 @@ struct Stream<R: Runtime> {
     call: Call<R>,
     scanner: Scanner<R>,
     mark: Mark,
+    scan_id: u64,
     size: PageSize,
     /// Items that may still be sent.
     left: u64,
@@ -60,7 +61,8 @@ pub(super) async fn scan<R: Runtime>(
 ) -> Result<Response<OutgoingBody>, Status> {
     call.admit()?;
     let request = only::<v1::KeyScan>(body).await?;
-    let (range, mark) = range(&request, 0)?;
+    let (range, mark) = range(&request, call.core.runtime.random_u64())?;
+    let scan_id = range.scan.id;
     let items_max = match request.page_items as usize {
         0 => PAGE_ITEMS_DEFAULT,
         items => items.min(PAGE_ITEMS_MAX),
@@ -68,7 +70,7 @@ pub(super) async fn scan<R: Runtime>(
     let left = if request.limit == 0 { u64::MAX } else { request.limit };
     let scanner = Scanner::new(&call.core, range)?;
     let size = PageSize { items_max, bytes_max: PAGE_BYTES_MAX };
-    let mut stream = Stream { call, scanner, mark, size, left };
+    let mut stream = Stream { call, scanner, mark, scan_id, size, left };
     // The first page before the answer begins: what refuses the whole scan shall be its only status.
     let first = stream.next().await?;
     let (sender, body) = OutgoingBody::channel();
@@ -96,19 +98,23 @@ impl<R: Runtime> Stream<R> {
     async fn send_all(mut self, first: Page, mut sender: BodySender) {
         let mut page = first;
         let trailers = loop {
-            let Page { items, more } = page;
+            let Page { items, more, versions } = page;
             self.left -= items.len() as u64;
             let cursor = match items.last() {
-                Some(last) if more => self.mark.cursor_behind(&last.key),
+                Some(last) if more => self.mark.cursor_behind(self.scan_id, &last.key),
                 Some(_) | None => bytes::Bytes::new(),
             };
-            let message = frame(&v1::KeyScanReply { items, cursor });
+            let message = frame(&v1::KeyScanReply { items, cursor, versions });
             match self.send(&mut sender, message).await {
                 Sent::Taken => {}
                 Sent::Gone => return,
                 Sent::TooLate => break Status::from(Failure::deadline()).trailers(),
             }
-            if !more || self.left == 0 {
+            if !more {
+                self.scanner.release();
+                break Status::ok_trailers();
+            }
+            if self.left == 0 {
                 break Status::ok_trailers();
             }
             page = match self.next().await {

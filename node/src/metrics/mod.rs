@@ -144,6 +144,7 @@ pub(crate) struct CoreMetrics {
     pub(crate) connections_refused: Cell<u64>,
     pub(crate) raft_messages_sent: Cell<u64>,
     pub(crate) raft_messages_received: Cell<u64>,
+    pub(crate) reads_fallen_back: Cell<u64>,
 }
 
 /// Counts one more.
@@ -164,6 +165,7 @@ impl CoreMetrics {
             connections_refused: Cell::new(0),
             raft_messages_sent: Cell::new(0),
             raft_messages_received: Cell::new(0),
+            reads_fallen_back: Cell::new(0),
         })
     }
 
@@ -196,6 +198,7 @@ impl CoreMetrics {
         sample.add_times(Id::LogWriteTimes, &[], &self.log_writes);
         sample.add(Id::ConnectionsAccepted, &[], self.connections_accepted.get());
         sample.add(Id::ConnectionsRefused, &[], self.connections_refused.get());
+        sample.add(Id::ReadsFallenBack, &[], self.reads_fallen_back.get());
         sample.add(Id::RaftMessages, &["sent"], self.raft_messages_sent.get());
         sample.add(Id::RaftMessages, &["received"], self.raft_messages_received.get());
     }

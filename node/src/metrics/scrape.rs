@@ -67,6 +67,7 @@ impl<R: Runtime> Core<R> {
         sample.add(Id::CoreStalls, &[&core], figures.stalls);
         sample.add_fraction(Id::CoreStallLongest, &[&core], figures.stall_longest.as_secs_f64());
         sample.add(Id::Connections, &[&core], u64::from(self.connections.get()));
+        sample.add(Id::ScanViews, &[], self.views.count() as u64);
         sample.add(Id::Repaired, &[], self.counters.values_repaired.get());
         sample.add(Id::Divergences, &[], self.counters.divergences.get());
         let guard = self.serving.borrow();

@@ -63,6 +63,8 @@ metrics! {
     RaftTerms, Gauge, "krita_raft_terms", [], "Sum of the terms of all replicas: every election adds to it.";
     RaftUncommitted, Gauge, "krita_raft_uncommitted_entries", [], "Entries behind the commit index of their replica.";
     RaftUnapplied, Gauge, "krita_raft_unapplied_entries", [], "Committed entries that are not applied yet.";
+    ReadsFallenBack, Counter, "krita_reads_without_quorum_total", [], "Reads answered by one replica, as no leader confirmed them.";
+    ScanViews, Gauge, "krita_scan_views", [], "Shards that are held still for scans.";
     RaftMessages, Counter, "krita_raft_messages_total", ["direction"], "Raft messages to and from replicas on other nodes.";
     LogWrites, Counter, "krita_log_writes_total", [], "Batches that were written to the log and flushed.";
     LogBytes, Counter, "krita_log_written_bytes_total", [], "Bytes written to the log, padding included.";

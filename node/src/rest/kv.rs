@@ -3,7 +3,9 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use krita_net::http::{BodyError, HeaderMap, IncomingBody, OutgoingBody, Response, StatusCode, header};
+use krita_net::http::{
+    BodyError, HeaderMap, HeaderValue, IncomingBody, OutgoingBody, Response, StatusCode, header,
+};
 use krita_proto::error::ErrorCode;
 use krita_proto::routing::VALUE_BYTES_MAX;
 use krita_proto::v1;
@@ -24,17 +26,22 @@ pub(crate) const JSON_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Longest value that is shown in JSON, for the same reason.
 const JSON_VALUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// On an answer that no quorum confirmed, and up to which log entry of its shard it is.
+const STALE_HEADER: &str = "krita-stale";
+const APPLIED_INDEX_HEADER: &str = "krita-applied-index";
+
 /// `GET` and `HEAD /v1/kv/{key}`.
 pub(crate) async fn get<R: Runtime>(
     core: &Rc<Core<R>>,
     call: &Call<'_>,
 ) -> Result<Response<OutgoingBody>, Refusal> {
-    call.query.check_consistency()?;
+    let consistency = call.query.consistency()? as i32;
     let form = conditions::negotiate(call.headers, &[BYTES, JSON])?;
     let conditions = ReadConditions::of(call.headers)?;
     let key = call.key()?;
-    let request = v1::Get { key: key.clone(), timeout_ms: call.query.timeout_ms()? };
-    let v1::GetReply { found, value, version, .. } = core.ask_retrying(&request).await?;
+    let request = v1::Get { key: key.clone(), timeout_ms: call.query.timeout_ms()?, consistency };
+    let v1::GetReply { found, value, version, stale, applied_index, .. } =
+        core.ask_retrying(&request).await?;
     // A key may be present at no version below 1.
     let found_version = if found { version } else { 0 };
     let mut response = match conditions.judge(found_version) {
@@ -49,8 +56,12 @@ pub(crate) async fn get<R: Runtime>(
         ReadVerdict::Answer => answer::bytes(StatusCode::OK, BYTES, value),
     };
     let headers = response.headers_mut();
+    if stale {
+        headers.insert(STALE_HEADER, HeaderValue::from_static("true"));
+        headers.insert(APPLIED_INDEX_HEADER, HeaderValue::from(applied_index));
+    }
     headers.insert(header::ETAG, answer::etag(version));
-    headers.insert(header::VARY, krita_net::http::HeaderValue::from_static("accept"));
+    headers.insert(header::VARY, HeaderValue::from_static("accept"));
     Ok(response)
 }
 

@@ -24,6 +24,7 @@ use self::refusal::Refusal;
 use self::routes::{Access, Endpoint, Matched, Operation};
 use crate::core::Core;
 use crate::doors::TOKEN_HEADER;
+use crate::failure::Failure;
 
 mod answer;
 mod batch;
@@ -111,6 +112,11 @@ async fn drain(mut body: IncomingBody, headers: &HeaderMap, bytes_max: u64) -> b
             Err(_) => return false,
         }
     }
+}
+
+/// The answer to a request that is not looked at any closer.
+pub(crate) fn refused(failure: Failure) -> Response<OutgoingBody> {
+    Refusal::from(failure).response()
 }
 
 /// The head of a request.

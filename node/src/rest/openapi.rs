@@ -225,6 +225,13 @@ fn data_schemas() -> Map<String, Value> {
                 "type": ["string", "null"],
                 "description": "Where the next page begins; null at the end of the range.",
             },
+            "versions": { "type": "array", "items": { "$ref": "#/components/schemas/ShardVersion" } },
+        })),
+        "ShardVersion": object(json!({
+            "shard": whole(1, "Items of this shard, here and in the pages behind,"),
+            "applied_index": whole(0, "are as of this entry of its log,"),
+            "newer": { "type": "boolean", "description": "and those of earlier pages perhaps as of an earlier one." },
+            "stale": { "type": "boolean", "description": "No quorum confirmed it." },
         })),
         "PutBody": one_of_each(&[&["value", "value_base64"]], true),
     }))

@@ -6,6 +6,7 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use krita_proto::routing::TIMEOUT_MS_MAX;
+use krita_proto::v1;
 
 use super::refusal::Refusal;
 use super::routes::{Location, Operation};
@@ -127,14 +128,15 @@ impl Query {
         self.bytes(name).map(|bytes| encoding.decode(bytes.to_vec(), name)).transpose()
     }
 
-    /// Refuses any consistency but the one that this node offers.
-    pub(crate) fn check_consistency(&self) -> Result<(), Refusal> {
+    /// `consistency`: how fresh the answer must be.
+    pub(crate) fn consistency(&self) -> Result<v1::Consistency, Refusal> {
         match self.text("consistency")? {
-            None | Some("linearizable") => Ok(()),
-            Some(weaker @ ("bounded" | "available")) => Err(Refusal::invalid(format!(
-                "consistency={weaker} is not offered by this version: every read is linearizable"
-            ))),
-            Some(other) => Err(Refusal::invalid(format!("consistency is linearizable, not {other:?}"))),
+            None | Some("linearizable") => Ok(v1::Consistency::Linearizable),
+            Some("available") => Ok(v1::Consistency::Available),
+            Some("any") => Ok(v1::Consistency::Any),
+            Some(other) => {
+                Err(Refusal::invalid(format!("consistency is linearizable, available or any, not {other:?}")))
+            }
         }
     }
 }
@@ -204,8 +206,8 @@ mod tests {
             assert!(parse(bad).unwrap().number("limit", 1, 100).is_err(), "{bad}");
         }
         assert!(parse("keys_only=1").unwrap().switch("keys_only").is_err());
-        assert!(parse("consistency=bounded").unwrap().check_consistency().is_err());
-        parse("consistency=linearizable").unwrap().check_consistency().unwrap();
+        assert!(parse("consistency=bounded").unwrap().consistency().is_err());
+        assert_eq!(parse("consistency=any").unwrap().consistency().unwrap(), v1::Consistency::Any);
     }
 
     #[test]

@@ -120,8 +120,10 @@ const KEY_ENCODING: Parameter = Parameter {
 const CONSISTENCY: Parameter = Parameter {
     name: "consistency",
     location: Location::Query,
-    kind: Kind::OneOf(&["linearizable"]),
-    description: "What the read may miss: nothing. Weaker reads are not offered by this version.",
+    kind: Kind::OneOf(&["linearizable", "available", "any"]),
+    description: "What the read may miss: nothing; nothing, unless no leader confirms it in time; or whatever the \
+                  replica that is asked has not applied yet. An answer that was not confirmed says so, with the log \
+                  entry up to which it is: krita-stale and krita-applied-index, or stale in a page's versions.",
 };
 const TIMEOUT: Parameter = Parameter {
     name: "timeout_ms",

@@ -1,7 +1,8 @@
 //! Keys in order over all shards: a page as JSON with the cursor of the next, or a stream of JSON lines.
 //!
-//! A cursor holds where the next page begins and a mark of the range that it belongs to, nothing else: no node keeps
-//! anything for it, any node takes it, and it never expires.
+//! A cursor holds where the next page begins, the scan's name and a mark of the range that it belongs to: any node
+//! takes it, at any time. What the shards hold under the name, so that all pages see each of them as of one log entry, is
+//! bounded in time; without it the scan goes on as of later entries, and the page says so.
 
 use std::rc::Rc;
 
@@ -20,7 +21,7 @@ use super::query::{BASE64_URL, Query};
 use super::refusal::Refusal;
 use super::{Call, answer, conditions};
 use crate::core::Core;
-use crate::scanning::{Page, PageSize, ScanRange, Scanner, behind, end_of_prefix};
+use crate::scanning::{Page, PageSize, ScanName, ScanRange, Scanner, behind, end_of_prefix};
 
 /// Keys and values of one page, in bytes, after which it ends early; a single item may exceed it.
 const PAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -29,7 +30,7 @@ const PAGE_BYTES_MAX: usize = 1024 * 1024;
 const PIECE_BYTES: usize = 32 * 1024;
 
 /// First byte of a cursor.
-const CURSOR_VERSION: u8 = 1;
+const CURSOR_VERSION: u8 = 2;
 
 /// What is scanned.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,6 +40,8 @@ struct Range {
     end: Bytes,
     /// Binds a cursor to the query that it came from.
     mark: [u8; 4],
+    /// The scan that a cursor names.
+    resumed: Option<u64>,
 }
 
 impl Range {
@@ -62,7 +65,7 @@ impl Range {
         // An empty end is none.
         let ends = [end.unwrap_or_default(), end_of_prefix(&prefix)];
         let end = ends.into_iter().filter(|end| !end.is_empty()).min().unwrap_or_default();
-        let range = Self { start, end, mark: mark.finalize().to_le_bytes() };
+        let range = Self { start, end, mark: mark.finalize().to_le_bytes(), resumed: None };
         match query.text("cursor")? {
             None => Ok(range),
             Some(cursor) => range.continue_at(cursor),
@@ -70,9 +73,10 @@ impl Range {
     }
 
     /// The cursor of the page that begins behind `last`.
-    fn cursor_behind(&self, last: &[u8]) -> String {
+    fn cursor_behind(&self, scan_id: u64, last: &[u8]) -> String {
         let mut bytes = vec![CURSOR_VERSION];
         bytes.extend_from_slice(&self.mark);
+        bytes.extend_from_slice(&scan_id.to_le_bytes());
         bytes.extend_from_slice(last);
         BASE64_URL.encode(bytes)
     }
@@ -81,7 +85,8 @@ impl Range {
         let invalid = || Refusal::invalid("the cursor is none that a scan has given");
         let bytes = BASE64_URL.decode(cursor).map_err(|_| invalid())?;
         let rest = bytes.strip_prefix(&[CURSOR_VERSION]).ok_or_else(invalid)?;
-        let (mark, last) = rest.split_first_chunk::<4>().ok_or_else(invalid)?;
+        let (mark, rest) = rest.split_first_chunk::<4>().ok_or_else(invalid)?;
+        let (scan_id, last) = rest.split_first_chunk::<8>().ok_or_else(invalid)?;
         if last.is_empty() || last.len() > KEY_BYTES_MAX {
             return Err(invalid());
         }
@@ -90,13 +95,14 @@ impl Range {
                 "the cursor belongs to another range: repeat the query that gave it",
             ));
         }
-        Ok(Self { start: behind(last), ..self })
+        Ok(Self { start: behind(last), resumed: Some(u64::from_le_bytes(*scan_id)), ..self })
     }
 }
 
 /// What a scan asks for.
 struct Wanted {
     range: Range,
+    scan: ScanName,
     keys_only: bool,
     limit: Option<usize>,
 }
@@ -106,11 +112,18 @@ pub(crate) async fn scan<R: Runtime>(
     core: &Rc<Core<R>>,
     call: &Call<'_>,
 ) -> Result<Response<OutgoingBody>, Refusal> {
-    call.query.check_consistency()?;
+    let consistency = call.query.consistency()?;
     let form = conditions::negotiate(call.headers, &[JSON, NDJSON])?;
     let limit = call.query.number("limit", 1, SCAN_ITEMS_MAX as u32)?;
+    let range = Range::of(&call.query)?;
     let wanted = Wanted {
-        range: Range::of(&call.query)?,
+        scan: ScanName {
+            id: range.resumed.unwrap_or_else(|| core.runtime.random_u64()),
+            is_resumed: range.resumed.is_some(),
+            // Each page in JSON is a request of its own, and the caller asks for the next when it likes.
+            keeps: form == JSON,
+        },
+        range,
         keys_only: call.query.switch("keys_only")?,
         limit: limit.map(|limit| limit as usize),
     };
@@ -119,12 +132,17 @@ pub(crate) async fn scan<R: Runtime>(
         end: wanted.range.end.clone(),
         keys_only: wanted.keys_only,
         timeout_ms: call.query.timeout_ms()?,
+        consistency,
+        scan: wanted.scan,
     };
     let mut scanner = Scanner::new(core, scan)?;
     // The first page before the answer begins: what refuses the whole scan shall be its status.
     let first = scanner.next_page(wanted.page_size(0)).await?;
     if form == JSON {
-        return page(&wanted, &first);
+        if !first.more {
+            scanner.release();
+        }
+        return page(&core.runtime, &wanted, &first).await;
     }
     let (sender, body) = OutgoingBody::channel();
     let streaming = stream(core.clone(), scanner, wanted, first, sender);
@@ -140,23 +158,65 @@ impl Wanted {
     }
 }
 
+/// A page around its items, which are written one by one before it.
 #[derive(Serialize)]
-struct PageForm<'a> {
-    items: Vec<Item<'a>>,
+struct PageEnd {
     cursor: Option<String>,
+    versions: Vec<VersionForm>,
+}
+
+/// What the items of one shard are as of.
+#[derive(Serialize)]
+struct VersionForm {
+    shard: u32,
+    applied_index: u64,
+    /// Items of earlier pages are as of an earlier entry.
+    newer: bool,
+    /// No quorum confirmed it.
+    stale: bool,
+}
+
+impl VersionForm {
+    fn of(version: &v1::ShardVersion) -> Self {
+        let v1::ShardVersion { shard, applied_index, newer, stale, .. } = *version;
+        Self { shard, applied_index, newer, stale }
+    }
 }
 
 fn item_form(item: &v1::ScanItem, keys_only: bool) -> Item<'_> {
     Item::new(&item.key, (!keys_only).then_some(&item.value[..]), item.version)
 }
 
-fn page(wanted: &Wanted, page: &Page) -> Result<Response<OutgoingBody>, Refusal> {
+/// The page as JSON. A large one is written piece by piece, so that others have their turn.
+async fn page<R: Runtime>(
+    runtime: &R,
+    wanted: &Wanted,
+    page: &Page,
+) -> Result<Response<OutgoingBody>, Refusal> {
     let last = page.items.last().filter(|_| page.more);
-    let form = PageForm {
-        items: page.items.iter().map(|item| item_form(item, wanted.keys_only)).collect(),
-        cursor: last.map(|last| wanted.range.cursor_behind(&last.key)),
+    let end = PageEnd {
+        cursor: last.map(|last| wanted.range.cursor_behind(wanted.scan.id, &last.key)),
+        versions: page.versions.iter().map(VersionForm::of).collect(),
     };
-    answer::serialized(StatusCode::OK, &form)
+    let mut json = br#"{"items":["#.to_vec();
+    let mut rested = 0;
+    for (place, item) in page.items.iter().enumerate() {
+        if place > 0 {
+            json.push(b',');
+        }
+        write_json(&mut json, &item_form(item, wanted.keys_only));
+        if json.len() - rested >= PIECE_BYTES {
+            rested = json.len();
+            runtime.pause().await;
+        }
+    }
+    json.extend_from_slice(b"],");
+    let mut rest = Vec::new();
+    write_json(&mut rest, &end);
+    // An object with members: what follows its brace ends the page.
+    json.extend_from_slice(&rest[1..]);
+    json.push(b'\n');
+    Ok(answer::bytes(StatusCode::OK, JSON, Bytes::from(json)))
 }
 
 /// Sends the items of all pages as lines, and then a line that says how the scan ended: a stream without one was cut.
@@ -170,25 +230,27 @@ async fn stream<R: Runtime>(
     let mut page = first;
     let mut sent: usize = 0;
     let mut last = None;
+    let mut versions = Vec::new();
     let end = loop {
         if send_items(&page, wanted.keys_only, &mut sender).await.is_err() {
             return;
         }
         sent += page.items.len();
+        versions.extend(page.versions.iter().map(VersionForm::of));
         last = page.items.pop().map(|item| item.key).or(last);
-        let cursor = last.as_ref().map(|last| wanted.range.cursor_behind(last));
+        let cursor = last.as_ref().map(|last| wanted.range.cursor_behind(wanted.scan.id, last));
         if !page.more {
-            break json!({ "end": { "items": sent, "cursor": null } });
+            break json!({ "end": { "items": sent, "cursor": null, "versions": versions } });
         }
         if wanted.limit.is_some_and(|limit| sent >= limit) {
-            break json!({ "end": { "items": sent, "cursor": cursor } });
+            break json!({ "end": { "items": sent, "cursor": cursor, "versions": versions } });
         }
         core.runtime.pause().await;
         page = match scanner.next_page(wanted.page_size(sent)).await {
             Ok(page) => page,
             Err(failure) => {
                 let error = Refusal::from(failure).to_json();
-                break json!({ "end": { "items": sent, "cursor": cursor, "error": error } });
+                break json!({ "end": { "items": sent, "cursor": cursor, "versions": versions, "error": error } });
             }
         };
     };
@@ -211,8 +273,12 @@ async fn send_items(page: &Page, keys_only: bool, sender: &mut BodySender) -> Re
 }
 
 fn write_line<T: Serialize>(out: &mut Vec<u8>, form: &T) {
-    serde_json::to_writer(&mut *out, form).expect("forms with names for keys are JSON, and memory takes it");
+    write_json(out, form);
     out.push(b'\n');
+}
+
+fn write_json<T: Serialize>(out: &mut Vec<u8>, form: &T) {
+    serde_json::to_writer(out, form).expect("forms with names for keys are JSON, and memory takes it");
 }
 
 #[cfg(test)]
@@ -239,8 +305,9 @@ mod tests {
 
     #[test]
     fn a_cursor_continues_its_own_range_alone() {
-        let cursor = range("prefix=ab").unwrap().cursor_behind(b"abc");
-        assert_eq!(range(&format!("prefix=ab&cursor={cursor}")).unwrap().start, b"abc\0"[..]);
+        let cursor = range("prefix=ab").unwrap().cursor_behind(7, b"abc");
+        let resumed = range(&format!("prefix=ab&cursor={cursor}")).unwrap();
+        assert_eq!((&resumed.start[..], resumed.resumed), (&b"abc\0"[..], Some(7)));
         let elsewhere = range(&format!("prefix=ac&cursor={cursor}")).unwrap_err();
         assert!(elsewhere.failure.message.contains("another range"));
         assert!(range(&format!("start=ab&cursor={cursor}")).is_err());

@@ -26,6 +26,8 @@ pub(super) struct Fetch {
     /// First key, inclusive.
     pub(super) start: Bytes,
     pub(super) items_max: u32,
+    /// What the page before was of; 0 = there was none.
+    pub(super) applied_index: u64,
 }
 
 /// What a merge can say.
@@ -56,6 +58,13 @@ struct Cursor {
     /// Where the next page starts; `None` = there is none.
     next_start: Option<Bytes>,
     is_fetching: bool,
+    /// What the page that came last was of, and where that was told to begin.
+    version: Option<Told>,
+}
+
+struct Told {
+    applied_index: u64,
+    start: Bytes,
 }
 
 /// The state of a merge.
@@ -73,6 +82,10 @@ pub(super) struct Merge {
     items_seen: usize,
     bytes_seen: usize,
     bytes_guess: usize,
+    /// An earlier scan began it.
+    is_resumed: bool,
+    /// What nobody has been told of the shards' versions.
+    news: Vec<v1::ShardVersion>,
 }
 
 impl Merge {
@@ -84,6 +97,7 @@ impl Merge {
             head: None,
             next_start: Some(range.start.clone()),
             is_fetching: false,
+            version: None,
         };
         Self {
             cursors: (1..=shard_count).map(|shard| (shard, cursor())).collect(),
@@ -94,6 +108,8 @@ impl Merge {
             bytes_max,
             items_seen: 0,
             bytes_seen: 0,
+            is_resumed: range.scan.is_resumed,
+            news: Vec::new(),
             bytes_guess: if range.keys_only { KEY_BYTES_GUESS } else { ITEM_BYTES_GUESS },
         }
     }
@@ -149,7 +165,8 @@ impl Merge {
         let cursor = self.cursors.get_mut(&shard)?;
         let start = cursor.next_start.clone()?;
         cursor.is_fetching = true;
-        Some(Fetch { shard, start, items_max })
+        let applied_index = cursor.version.as_ref().map_or(0, |told| told.applied_index);
+        Some(Fetch { shard, start, items_max, applied_index })
     }
 
     /// So many that the pages of all shards fit half of the memory.
@@ -174,6 +191,20 @@ impl Merge {
             return bad("its keys are out of order");
         }
         cursor.is_fetching = false;
+        let is_told = cursor.version.as_ref().is_some_and(|told| {
+            // A page that was dropped is read again from a key before the one that was told.
+            told.applied_index == reply.applied_index && told.start <= start
+        });
+        if !is_told {
+            self.news.push(v1::ShardVersion {
+                shard,
+                applied_index: reply.applied_index,
+                start: start.clone(),
+                newer: !reply.held && (cursor.version.is_some() || self.is_resumed),
+                stale: reply.stale,
+            });
+            cursor.version = Some(Told { applied_index: reply.applied_index, start: start.clone() });
+        }
         cursor.page_items = reply.items.len();
         cursor.next_start = match reply.items.last() {
             Some(last) if reply.more => Some(behind(&last.key)),
@@ -201,6 +232,12 @@ impl Merge {
         };
         self.drop_last_pages();
         Ok(())
+    }
+
+    /// What has become known of the shards' versions since this was asked last. A later word of a shard is what counts
+    /// from its first key on.
+    pub(super) fn take_news(&mut self) -> Vec<v1::ShardVersion> {
+        std::mem::take(&mut self.news)
     }
 
     /// Drops pages, those that are needed last first, until the rest fits; never the one that is needed next.
@@ -236,7 +273,7 @@ mod tests {
     use super::*;
 
     fn range() -> ScanRange {
-        ScanRange { start: Bytes::new(), end: Bytes::new(), keys_only: false, timeout_ms: 0 }
+        ScanRange::all()
     }
 
     /// What a shard would answer.
@@ -248,7 +285,14 @@ mod tests {
             version: 1,
         });
         let items: Vec<_> = items.collect();
-        v1::ScanReply { more: items.len() == fetch.items_max as usize, items, served_by: None }
+        let held = fetch.applied_index != 0;
+        v1::ScanReply {
+            more: items.len() == fetch.items_max as usize,
+            items,
+            applied_index: 7,
+            held,
+            ..Default::default()
+        }
     }
 
     /// Scans all of it, answering up to `at_once` fetches in an order that `order` draws.
@@ -330,5 +374,33 @@ mod tests {
         merge.page(1, v1::ScanReply { more: true, ..Default::default() }).unwrap();
         assert_eq!(merge.next_item(), Merged::Waiting);
         assert_eq!(merge.next_fetch().map(|again| again.start), Some(fetch.start));
+    }
+
+    #[test]
+    fn a_shard_that_is_seen_as_of_a_later_entry_is_told_of_with_the_key_where_that_begins() {
+        let mut merge = Merge::new(1, &range(), 1000);
+        let item = |key: &'static [u8]| v1::ScanItem { key: key.into(), ..Default::default() };
+        let page = |key, applied_index, held| v1::ScanReply {
+            items: vec![item(key)],
+            more: true,
+            applied_index,
+            held,
+            ..Default::default()
+        };
+        let told = |merge: &mut Merge| {
+            let news = merge.take_news().into_iter();
+            news.map(|told| (told.start, told.applied_index, told.newer)).collect::<Vec<_>>()
+        };
+        assert_eq!(merge.next_fetch().map(|fetch| fetch.applied_index), Some(0));
+        merge.page(1, page(b"a", 5, false)).unwrap();
+        assert_eq!(told(&mut merge), [(Bytes::new(), 5, false)]);
+        assert!(matches!(merge.next_item(), Merged::Item(_)));
+        assert_eq!(merge.next_fetch().map(|fetch| fetch.applied_index), Some(5));
+        merge.page(1, page(b"b", 5, true)).unwrap();
+        assert_eq!(told(&mut merge), []);
+        assert!(matches!(merge.next_item(), Merged::Item(_)));
+        assert!(merge.next_fetch().is_some());
+        merge.page(1, page(b"c", 9, false)).unwrap();
+        assert_eq!(told(&mut merge), [(Bytes::from_static(b"b\0"), 9, true)]);
     }
 }

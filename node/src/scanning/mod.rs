@@ -4,10 +4,11 @@
 //! scanner holds nothing that another node would need: to resume, make a new one from the last key and a zero byte
 //! ([`behind`]). [`end_of_prefix`] makes a range of a prefix. Dropping a scanner ends it.
 //!
-//! What a scan sees: each page of a shard is that shard at one moment, confirmed by its leader when the page is read,
-//! and never older than what had been answered before the scan began. Pages of one shard are read at different moments,
-//! and so are shards: a key that is there during the whole scan is found once, one that comes or goes meanwhile may be
-//! found or not, and each item says the version of its value.
+//! What a scan sees: each shard's part is that shard as of one log entry, which [`Page::versions`] states; it was
+//! confirmed by the shard's leader when the scan first read it, and is never older than what had been answered before
+//! the scan began. The shard is held still for that (see `views`), within bounds: if what was held is gone, the scan
+//! goes on from the next key as of a later entry, and says so. Shards are read at different moments, so a key that is
+//! there during the whole scan is found once, and what a single batch wrote to one shard is seen whole or not at all.
 
 mod merge;
 
@@ -22,7 +23,7 @@ use futures_util::stream::FuturesUnordered;
 use krita_proto::error::ErrorCode;
 use krita_proto::routing::KEY_BYTES_MAX;
 use krita_proto::v1;
-use krita_runtime::Runtime;
+use krita_runtime::{Runtime, TaskClass};
 
 use self::merge::{Fetch, Merge, Merged};
 use crate::core::Core;
@@ -34,6 +35,9 @@ const BYTES_MAX: usize = 8 << 20;
 /// Pages that are on their way at once; each holds 1 MiB, or one item.
 const FETCHES_AT_ONCE: usize = 8;
 const FETCHES_AT_ONCE_KEYS_ONLY: usize = 32;
+
+/// Shards that are told at once that a scan has ended.
+const RELEASES_AT_ONCE: usize = 32;
 
 /// Scans that one core runs at once.
 const SCANS_MAX: u32 = 64;
@@ -49,6 +53,34 @@ pub(crate) struct ScanRange {
     pub(crate) keys_only: bool,
     /// How long each page of a shard is waited for; 0 = the server's default.
     pub(crate) timeout_ms: u32,
+    pub(crate) consistency: v1::Consistency,
+    pub(crate) scan: ScanName,
+}
+
+/// By which name the shards hold what a scan sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ScanName {
+    /// 0 = nothing is held.
+    pub(crate) id: u64,
+    /// Another request began it, on this node or any other.
+    pub(crate) is_resumed: bool,
+    /// Shards that have ended are held, too: the caller may stop anywhere, and go on with a cursor.
+    pub(crate) keeps: bool,
+}
+
+impl ScanRange {
+    /// All keys with their values, by a scan of no name.
+    #[cfg(test)]
+    pub(crate) fn all() -> Self {
+        Self {
+            start: Bytes::new(),
+            end: Bytes::new(),
+            keys_only: false,
+            timeout_ms: 0,
+            consistency: v1::Consistency::Linearizable,
+            scan: ScanName { id: 0, is_resumed: false, keeps: false },
+        }
+    }
 }
 
 /// How much a caller wants at once. A page ends at what comes first; a single item may exceed the bytes.
@@ -65,6 +97,8 @@ pub(crate) struct Page {
     pub(crate) items: Vec<v1::ScanItem>,
     /// There may be more behind them.
     pub(crate) more: bool,
+    /// What has become known of the shards' versions since the page before; it may concern keys of later pages.
+    pub(crate) versions: Vec<v1::ShardVersion>,
 }
 
 type Fetching = Pin<Box<dyn Future<Output = (u32, Result<v1::ScanReply, Failure>)>>>;
@@ -73,6 +107,7 @@ type Fetching = Pin<Box<dyn Future<Output = (u32, Result<v1::ScanReply, Failure>
 pub(crate) struct Scanner<R: Runtime> {
     core: Rc<Core<R>>,
     range: ScanRange,
+    shard_count: u32,
     merge: Merge,
     fetching: FuturesUnordered<Fetching>,
     /// Looked at, but for the next page.
@@ -113,6 +148,7 @@ impl<R: Runtime> Scanner<R> {
         Ok(Self {
             core: core.clone(),
             range,
+            shard_count,
             merge,
             fetching: FuturesUnordered::new(),
             next: None,
@@ -132,17 +168,36 @@ impl<R: Runtime> Scanner<R> {
                 Some(item) => item,
                 None => match self.next_item().await? {
                     Some(item) => item,
-                    None => return Ok(Page { items, more: false }),
+                    None => return Ok(Page { items, more: false, versions: self.merge.take_news() }),
                 },
             };
             let length = item.key.len() + item.value.len();
             if !items.is_empty() && (items.len() >= size.items_max || bytes + length > size.bytes_max) {
                 self.next = Some(item);
-                return Ok(Page { items, more: true });
+                return Ok(Page { items, more: true, versions: self.merge.take_news() });
             }
             bytes += length;
             items.push(item);
         }
+    }
+
+    /// Ends the scan for good: nobody will resume it, and the shards need hold nothing.
+    pub(crate) fn release(self) {
+        let Self { core, range, shard_count, .. } = self;
+        if range.scan.id == 0 {
+            return;
+        }
+        let runtime = core.runtime.clone();
+        runtime.spawn(TaskClass::Foreground, "scan-release", async move {
+            let releases = (1..=shard_count).map(|shard| {
+                let request = v1::Scan { shard, scan_id: range.scan.id, release: true, ..Default::default() };
+                let core = core.clone();
+                // What is not released goes by itself, later.
+                async move { drop(core.ask(&request).await) }
+            });
+            let mut releases = futures_util::stream::iter(releases).buffer_unordered(RELEASES_AT_ONCE);
+            while releases.next().await.is_some() {}
+        });
     }
 
     async fn next_item(&mut self) -> Result<Option<v1::ScanItem>, Failure> {
@@ -169,7 +224,7 @@ impl<R: Runtime> Scanner<R> {
     fn start_fetches(&mut self) {
         let at_once = if self.range.keys_only { FETCHES_AT_ONCE_KEYS_ONLY } else { FETCHES_AT_ONCE };
         while self.fetching.len() < at_once
-            && let Some(Fetch { shard, start, items_max }) = self.merge.next_fetch()
+            && let Some(Fetch { shard, start, items_max, applied_index }) = self.merge.next_fetch()
         {
             let core = self.core.clone();
             let request = v1::Scan {
@@ -179,6 +234,11 @@ impl<R: Runtime> Scanner<R> {
                 items_max,
                 keys_only: self.range.keys_only,
                 timeout_ms: self.range.timeout_ms,
+                scan_id: self.range.scan.id,
+                applied_index,
+                keep: self.range.scan.keeps,
+                release: false,
+                consistency: self.range.consistency as i32,
             };
             self.fetching.push(Box::pin(async move { (shard, core.ask_retrying(&request).await) }));
         }

@@ -199,7 +199,7 @@ impl Worker {
     pub(crate) async fn get(&mut self, key: &Bytes) -> Result<Found, Error> {
         let scene = self.scene.clone();
         let operation = scene.invoke(self.number, key, Action::Get);
-        let request = Request::Get(v1::Get { key: key.clone(), timeout_ms: 0 });
+        let request = Request::Get(v1::Get { key: key.clone(), ..Default::default() });
         let answer = self.lane.run(CallKind::Read, scene.keys.shard_of(key), request).await;
         match answer {
             Ok(Response::Get(reply)) => {
@@ -389,8 +389,7 @@ impl Worker {
         let request = Request::Batch(v1::Batch {
             shard,
             operations: parts.iter().map(Part::to_wire).collect(),
-            request_id: None,
-            timeout_ms: 0,
+            ..Default::default()
         });
         let by_value = parts.iter().any(|part| matches!(part.wish, Wish::Value(_)));
         let kind = match parts.iter().all(|part| matches!(part.change, Change::Get)) {

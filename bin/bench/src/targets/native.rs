@@ -335,7 +335,13 @@ impl Native {
             |shard, keys| async move {
                 let get = |key| operation(v1::operation::Operation::Get(v1::OperationGet { key }));
                 let operations = keys.into_iter().map(get).collect();
-                let batch = v1::Batch { shard, operations, request_id: None, timeout_ms: timeout_ms() };
+                let batch = v1::Batch {
+                    shard,
+                    operations,
+                    request_id: None,
+                    timeout_ms: timeout_ms(),
+                    ..Default::default()
+                };
                 match self.ask(worker, shard, &Wire::Batch(batch)).await? {
                     Ok(Response::Batch(reply)) => Ok(reply.results),
                     Ok(_) => Err(Problem::odd()),
@@ -361,7 +367,13 @@ impl Native {
                     operation(v1::operation::Operation::Put(v1::OperationPut { key, value, condition: None }))
                 };
                 let operations = pairs.into_iter().map(put).collect();
-                let batch = v1::Batch { shard, operations, request_id: None, timeout_ms: timeout_ms() };
+                let batch = v1::Batch {
+                    shard,
+                    operations,
+                    request_id: None,
+                    timeout_ms: timeout_ms(),
+                    ..Default::default()
+                };
                 match self.write(worker, shard, Wire::Batch(batch)).await? {
                     Ok(_) => Ok(()),
                     Err(error) => Err(problem(&error)),
@@ -438,7 +450,7 @@ impl Target for Native {
             }
             Request::Get { key } => {
                 let shard = self.shard_of(&key);
-                let get = v1::Get { key, timeout_ms: timeout_ms() };
+                let get = v1::Get { key, timeout_ms: timeout_ms(), ..Default::default() };
                 match self.ask(worker, shard, &Wire::Get(get)).await? {
                     Ok(Response::Get(reply)) => {
                         let found = Found { value: reply.value, version: reply.version };

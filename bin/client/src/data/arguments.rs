@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use kritaclient::Condition;
+use kritaclient::{Condition, Consistency};
 
 use crate::connection::{ConnectionArguments, PROFILE_HELP};
 use crate::failure::Failure;
@@ -117,7 +117,8 @@ Examples:
     /// Write keys and values to a file, one JSON object a line: binary-safe, for `import`.
     #[command(after_help = "\
 Keys and values that are not UTF-8 are base64, as key_base64 and value_base64. The first line says what the file is, the
-last one how many keys it has. Each page of each shard is read at one moment; other writes go on meanwhile.
+last one how many keys it has. Each shard is written as of one moment, or, if that takes minutes or the node is lost,
+from some key on as of a later one; other writes go on meanwhile.
 It is written to FILE.part and gets its name when it is complete; an interrupted one goes on with --resume.
 
 Examples:
@@ -228,6 +229,31 @@ pub struct GetArguments {
     /// Fail (exit code 1) if the key's version is another.
     #[arg(long, value_name = "VERSION")]
     pub if_version: Option<u64>,
+    /// How fresh the answer must be.
+    #[arg(long, value_enum, default_value_t = Freshness::Linearizable)]
+    pub consistency: Freshness,
+}
+
+/// How fresh a read must be.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Freshness {
+    /// It sees every write that ended before it began.
+    Linearizable,
+    /// The same; if no leader is reached in time, what any replica has.
+    Available,
+    /// What the replica that is asked has: it may be behind, and says where it is.
+    Any,
+}
+
+impl Freshness {
+    /// In the client's terms.
+    pub fn consistency(self) -> Consistency {
+        match self {
+            Self::Linearizable => Consistency::Linearizable,
+            Self::Available => Consistency::Available,
+            Self::Any => Consistency::Any,
+        }
+    }
 }
 
 /// What to delete.
@@ -274,6 +300,9 @@ pub struct RangeArguments {
     /// The prefix and keys are base64 (RFC 4648).
     #[arg(long)]
     pub base64: bool,
+    /// How fresh what is read must be.
+    #[arg(long, value_enum, default_value_t = Freshness::Linearizable)]
+    pub consistency: Freshness,
 }
 
 /// What becomes of an earlier attempt.
@@ -351,10 +380,12 @@ mod tests {
             "put K --file F",
             "get K",
             "get K --if-version 3",
+            "get K --consistency any",
             "delete K",
             "delete --prefix P --yes",
             "list-keys",
             "list-keys P",
+            "list-keys P --consistency available",
             "scan P --limit 3",
             "batch",
             "export F --resume",

@@ -28,9 +28,11 @@ pub(super) fn list(
 ) -> Result<(), Failure> {
     let mut options = options(range)?;
     options.keys_only = what == What::Keys;
-    for item in Patient::new(target.client()?, options) {
+    let mut scan = Patient::new(target.client()?, options);
+    for item in scan.by_ref() {
         print::scanned(print, &item?, what == What::Values)?;
     }
+    scan.say_what_it_saw();
     Ok(print.end_list()?)
 }
 
@@ -50,6 +52,7 @@ fn options(range: &RangeArguments) -> Result<ScanOptions, Failure> {
         options.end = end;
     }
     options.limit = range.limit;
+    options.consistency = range.consistency.consistency();
     if !options.end.is_empty() && options.start >= options.end {
         options.limit = Some(0);
     }
@@ -67,12 +70,28 @@ pub(super) struct Patient<'c> {
     options: ScanOptions,
     scan: Scan,
     has_moved: bool,
+    was_broken_off: bool,
 }
 
 impl<'c> Patient<'c> {
     pub(super) fn new(client: &'c Client, options: ScanOptions) -> Self {
         let scan = client.scan(options.clone());
-        Self { client, options, scan, has_moved: false }
+        Self { client, options, scan, has_moved: false, was_broken_off: false }
+    }
+
+    /// Tells the person if shards were seen as of several moments, or by what no quorum confirmed.
+    fn say_what_it_saw(&self) {
+        let versions = self.scan.versions();
+        let newer = versions.values().filter(|version| version.is_newer).count();
+        let stale = versions.values().filter(|version| version.is_stale).count();
+        if newer > 0 || self.was_broken_off {
+            eprintln!(
+                "note: some shards were seen as of one moment up to some key, and of a later one from there on"
+            );
+        }
+        if stale > 0 {
+            eprintln!("note: no quorum confirmed what {stale} shards gave");
+        }
     }
 
     /// The keys of a prefix from behind a key on.
@@ -104,6 +123,7 @@ impl Iterator for Patient<'_> {
                 }
                 Err(Error::Unavailable(_)) if self.has_moved => {
                     self.has_moved = false;
+                    self.was_broken_off = true;
                     self.scan = self.client.scan(self.options.clone());
                 }
                 Err(error) => return Some(Err(error)),

@@ -11,7 +11,7 @@ mod shell;
 mod write;
 
 use clap::CommandFactory;
-use kritaclient::{Detail, Entry, Error, ErrorCode};
+use kritaclient::{Detail, Error, ErrorCode, Read, ReadOptions};
 
 use crate::connection::Target;
 use crate::documents;
@@ -60,7 +60,11 @@ fn execute(command: &Command, target: &Target, print: &mut Printer<'_>) -> Resul
 
 fn get(wanted: &GetArguments, target: &Target, print: &mut Printer<'_>) -> Result<(), Failure> {
     let key = key_bytes(&wanted.key, wanted.base64)?;
-    let entry: Option<Entry> = target.client()?.get(key)?;
+    let options = ReadOptions { consistency: wanted.consistency.consistency(), timeout: None };
+    let Read { entry, stale_at } = target.client()?.read_with(key, options)?;
+    if let Some(applied_index) = stale_at {
+        eprintln!("note: no quorum confirmed this; it is as of log entry {applied_index} of the key's shard");
+    }
     let version = entry.as_ref().map_or(0, |entry| entry.version);
     if let Some(expected) = wanted.if_version.filter(|expected| *expected != version) {
         return Err(condition_failed(format!("the key has version {version}, not {expected}"), version));

@@ -17,9 +17,20 @@ from __future__ import annotations
 
 from . import errors
 from ._asyncio import AsyncKritaClient, AsyncScan
-from ._client import KritaClient
+from ._client import KritaClient, Scan
 from ._native import VERSION as __version__
-from ._values import Data, Delete, Get, Item, MemberHealth, Operation, Put, Result, Value
+from ._values import (
+    Data,
+    Delete,
+    Get,
+    Item,
+    MemberHealth,
+    Operation,
+    Put,
+    Result,
+    ShardVersion,
+    Value,
+)
 from .errors import (
     AccessError,
     ConditionFailed,
@@ -54,6 +65,8 @@ __all__ = [
     "Put",
     "RequestError",
     "Result",
+    "Scan",
+    "ShardVersion",
     "UnavailableError",
     "Value",
     "__version__",

@@ -9,7 +9,17 @@ from types import TracebackType
 from typing import AsyncIterator, Iterable, Optional, Sequence, TypeVar
 
 from . import _calls, _native
-from ._values import Bytes, Data, Item, MemberHealth, Operation, Result, Value
+from ._values import (
+    Bytes,
+    Consistency,
+    Data,
+    Item,
+    MemberHealth,
+    Operation,
+    Result,
+    ShardVersion,
+    Value,
+)
 
 T = TypeVar("T")
 
@@ -81,9 +91,11 @@ class AsyncKritaClient:
         """See :meth:`kritaclient.KritaClient.put`."""
         return await self._run(self._handle.put(key, value, if_version, if_value, timeout))
 
-    async def get(self, key: Bytes, *, timeout: Optional[float] = None) -> Optional[Value]:
+    async def get(
+        self, key: Bytes, *, consistency: Consistency = "linearizable", timeout: Optional[float] = None
+    ) -> Optional[Value]:
         """See :meth:`kritaclient.KritaClient.get`."""
-        return await self._run(self._handle.get(key, timeout))
+        return await self._run(self._handle.get(key, consistency, timeout))
 
     async def delete(
         self,
@@ -97,11 +109,15 @@ class AsyncKritaClient:
         return await self._run(self._handle.delete(key, if_version, if_value, timeout))
 
     async def get_many(
-        self, keys: Iterable[Bytes], *, timeout: Optional[float] = None
+        self,
+        keys: Iterable[Bytes],
+        *,
+        consistency: Consistency = "linearizable",
+        timeout: Optional[float] = None,
     ) -> list[Optional[Value]]:
         """See :meth:`kritaclient.KritaClient.get_many`."""
         distinct = _calls.Distinct(keys)
-        found = await self._run(self._handle.get_many(distinct.keys, timeout))
+        found = await self._run(self._handle.get_many(distinct.keys, consistency, timeout))
         return _calls.all_or_raise(distinct.spread(found))
 
     async def put_many(self, pairs: _calls.Pairs, *, timeout: Optional[float] = None) -> list[int]:
@@ -123,6 +139,7 @@ class AsyncKritaClient:
         keys_only: bool = False,
         limit: Optional[int] = None,
         page_items: int = 0,
+        consistency: Consistency = "linearizable",
         timeout: Optional[float] = None,
     ) -> AsyncScan:
         """See :meth:`kritaclient.KritaClient.scan`; for ``async for``."""
@@ -133,6 +150,7 @@ class AsyncKritaClient:
             keys_only=keys_only,
             limit=limit,
             page_items=page_items,
+            consistency=consistency,
             timeout=timeout,
         )
         return AsyncScan(self, scan)
@@ -164,3 +182,8 @@ class AsyncScan(AsyncIterator[Item]):
         if not self._fetched:
             raise StopAsyncIteration
         return _calls.item_of(self._fetched.popleft())
+
+    @property
+    def versions(self) -> dict[int, ShardVersion]:
+        """See :attr:`kritaclient.Scan.versions`."""
+        return _calls.versions_of(self._scan)

@@ -6,7 +6,7 @@ import os
 from typing import Any, Iterable, Mapping, Optional, Sequence, TypeVar, Union
 
 from . import _native
-from ._values import Bytes, Data, Item, MemberHealth, Operation, Result, Value
+from ._values import Bytes, Data, Item, MemberHealth, Operation, Result, ShardVersion, Value
 from .errors import KritaError, ManyFailed, RequestError
 
 T = TypeVar("T")
@@ -122,3 +122,11 @@ def item_of(parts: tuple[bytes, bytes, int]) -> Item:
 def members_of(told: Sequence[dict[str, Any]]) -> list[MemberHealth]:
     """The members, as they were found."""
     return [MemberHealth(**{**member, "problems": tuple(member.get("problems", ()))}) for member in told]
+
+
+def versions_of(scan: _native.Scan) -> dict[int, ShardVersion]:
+    """What a scan has seen of the shards."""
+    return {
+        shard: ShardVersion(applied_index, Data(start), is_newer, is_stale)
+        for shard, applied_index, start, is_newer, is_stale in scan.versions()
+    }

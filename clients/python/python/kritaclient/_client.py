@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from types import TracebackType
 from typing import Iterable, Iterator, Optional, Sequence
 
 from . import _calls, _native
-from ._values import Bytes, Data, Item, MemberHealth, Operation, Result, Value
+from ._values import (
+    Bytes,
+    Consistency,
+    Data,
+    Item,
+    MemberHealth,
+    Operation,
+    Result,
+    ShardVersion,
+    Value,
+)
 
 
 class KritaClient:
@@ -79,9 +90,16 @@ class KritaClient:
         """
         return self._handle.put(key, value, if_version, if_value, timeout).wait()
 
-    def get(self, key: Bytes, *, timeout: Optional[float] = None) -> Optional[Value]:
-        """The key's value, which carries its version; ``None`` if the key is absent."""
-        return self._handle.get(key, timeout).wait()
+    def get(
+        self, key: Bytes, *, consistency: Consistency = "linearizable", timeout: Optional[float] = None
+    ) -> Optional[Value]:
+        """The key's value, which carries its version; ``None`` if the key is absent.
+
+        :param consistency: ``"linearizable"``: it sees every write that ended before the call. ``"available"``: the
+            same, or, if no leader is reached in most of the call's time, what any replica has. ``"any"``: what the
+            replica that is asked has, which may be behind. What no quorum confirmed has :attr:`Value.stale_at`.
+        """
+        return self._handle.get(key, consistency, timeout).wait()
 
     def delete(
         self,
@@ -94,14 +112,21 @@ class KritaClient:
         """Removes a key; returns whether it was there. Conditions and errors as with :meth:`put`."""
         return self._handle.delete(key, if_version, if_value, timeout).wait()
 
-    def get_many(self, keys: Iterable[Bytes], *, timeout: Optional[float] = None) -> list[Optional[Value]]:
+    def get_many(
+        self,
+        keys: Iterable[Bytes],
+        *,
+        consistency: Consistency = "linearizable",
+        timeout: Optional[float] = None,
+    ) -> list[Optional[Value]]:
         """Reads many keys, in few round trips; one value or ``None`` per key, in order.
 
+        :param consistency: as with :meth:`get`.
         :param timeout: for each piece of it; large calls have many.
         :raises kritaclient.ManyFailed: some could not be read; its ``results`` has the others.
         """
         distinct = _calls.Distinct(keys)
-        found = self._handle.get_many(distinct.keys, timeout).wait()
+        found = self._handle.get_many(distinct.keys, consistency, timeout).wait()
         return _calls.all_or_raise(distinct.spread(found))
 
     def put_many(self, pairs: _calls.Pairs, *, timeout: Optional[float] = None) -> list[int]:
@@ -119,6 +144,8 @@ class KritaClient:
 
         Of the operations on one shard all are applied, or none, and then each has the error. Nothing is raised
         for a failed operation: see :attr:`Result.error`, or :meth:`Result.check`. A key may come once.
+
+        :param timeout: for each shard's part; the parts travel together, so this is about what the call takes at most.
         """
         operations = list(operations)
         answers = self._handle.batch([operation._native() for operation in operations], timeout).wait()
@@ -133,9 +160,12 @@ class KritaClient:
         keys_only: bool = False,
         limit: Optional[int] = None,
         page_items: int = 0,
+        consistency: Consistency = "linearizable",
         timeout: Optional[float] = None,
-    ) -> Iterator[Item]:
+    ) -> Scan:
         """Keys and values over all shards in order of keys, fetched as they are read, in bounded memory.
+
+        Each shard's part is that shard as of one moment: see :attr:`Scan.versions`.
 
         :param prefix: only keys that begin with it.
         :param start: only keys from this one on.
@@ -143,6 +173,7 @@ class KritaClient:
         :param keys_only: do not fetch values.
         :param limit: at most this many.
         :param page_items: keys per page and shard; 0 = a default that keeps memory small.
+        :param consistency: as with :meth:`get`.
         :param timeout: for each page.
         """
         scan = self._handle.scan(
@@ -152,9 +183,10 @@ class KritaClient:
             keys_only=keys_only,
             limit=limit,
             page_items=page_items,
+            consistency=consistency,
             timeout=timeout,
         )
-        return _items(scan)
+        return Scan(scan)
 
     def list_keys(self, prefix: Bytes = b"", *, limit: Optional[int] = None) -> Iterator[Data]:
         """Keys that begin with ``prefix``, in order, fetched as they are read."""
@@ -165,6 +197,28 @@ class KritaClient:
         return _calls.members_of(self._handle.health().wait())
 
 
-def _items(scan: _native.Scan) -> Iterator[Item]:
-    while parts := scan.step().wait():
-        yield from map(_calls.item_of, parts)
+class Scan(Iterator[Item]):
+    """The items of a scan, fetched as they are read."""
+
+    def __init__(self, scan: _native.Scan) -> None:
+        self._scan = scan
+        self._fetched: deque[tuple[bytes, bytes, int]] = deque()
+
+    def __iter__(self) -> Scan:
+        return self
+
+    def __next__(self) -> Item:
+        if not self._fetched:
+            self._fetched.extend(self._scan.step().wait())
+        if not self._fetched:
+            raise StopIteration
+        return _calls.item_of(self._fetched.popleft())
+
+    @property
+    def versions(self) -> dict[int, ShardVersion]:
+        """What each shard's items are as of, by shard number.
+
+        A shard is held still for the scan, within bounds of time and memory; beyond them the scan goes on as of a later
+        entry, and the version is newer from its ``start`` on. Fetching runs ahead of the items that were read.
+        """
+        return _calls.versions_of(self._scan)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, Union
 
 from .errors import KritaError
 
 #: What can be a key or a value: text is stored as UTF-8.
 Bytes = Union[str, bytes, bytearray, memoryview]
+
+#: How fresh a read must be.
+Consistency = Literal["linearizable", "available", "any"]
 
 
 class Data(bytes):
@@ -56,9 +59,14 @@ class Value(Data):
     #: The key's version, which every change increases: for ``if_version``.
     version: int
 
-    def __new__(cls, data: Union[bytes, str], version: int = 0) -> Value:
+    #: ``None``: a quorum confirmed it. Else it may be stale, and this is the last log entry of the key's shard that it
+    #: takes into account; only reads with a weaker ``consistency`` give such.
+    stale_at: Optional[int]
+
+    def __new__(cls, data: Union[bytes, str], version: int = 0, stale_at: Optional[int] = None) -> Value:
         value = super().__new__(cls, data.encode("utf-8") if isinstance(data, str) else data)
         value.version = version
+        value.stale_at = stale_at
         return value
 
 
@@ -169,3 +177,16 @@ class MemberHealth:
     def healthy(self) -> bool:
         """It serves, sees no problem, and knows a leader of every shard."""
         return self.state == "serving" and not self.problems and self.shards_with_leader == self.shards_total
+
+
+class ShardVersion(NamedTuple):
+    """What the items of one shard are as of, in a scan."""
+
+    #: The last log entry of the shard that they take into account.
+    applied_index: int
+    #: From this key on.
+    start: Data
+    #: Items of the shard before ``start`` are as of an earlier entry: what was held for the scan had gone.
+    is_newer: bool
+    #: No quorum confirmed it.
+    is_stale: bool

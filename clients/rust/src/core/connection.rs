@@ -245,7 +245,7 @@ mod tests {
     }
 
     fn get(key: &'static str) -> Request {
-        Request::Get(v1::Get { key: key.into(), timeout_ms: 5 })
+        Request::Get(v1::Get { key: key.into(), timeout_ms: 5, consistency: 0 })
     }
 
     #[test]

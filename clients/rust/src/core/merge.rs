@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use bytes::Bytes;
 use krita_proto::v1;
 
+use crate::types::ShardVersion;
+
 /// The next page of a shard.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fetch {
@@ -17,6 +19,8 @@ pub struct Fetch {
     pub shard: u32,
     /// First key, inclusive.
     pub start: Bytes,
+    /// What the page before was as of; 0 = there was none.
+    pub applied_index: u64,
 }
 
 /// What a merge can say.
@@ -63,6 +67,7 @@ pub struct Merge {
     heads: BinaryHeap<Reverse<(Bytes, u32)>>,
     /// How many cursors are missing.
     missing: usize,
+    versions: BTreeMap<u32, ShardVersion>,
 }
 
 impl Merge {
@@ -72,7 +77,12 @@ impl Merge {
             let next_start = Some(start.clone());
             (shard, Cursor { items: VecDeque::new(), page_items: 0, next_start, is_fetching: false })
         });
-        Self { cursors: cursors.collect(), heads: BinaryHeap::new(), missing: shard_count as usize }
+        Self {
+            cursors: cursors.collect(),
+            heads: BinaryHeap::new(),
+            missing: shard_count as usize,
+            versions: BTreeMap::new(),
+        }
     }
 
     /// The pages to ask for now. Each is asked for once; answer with [`Merge::page`].
@@ -82,7 +92,8 @@ impl Merge {
             let Some(start) = &cursor.next_start else { continue };
             if !cursor.is_fetching && cursor.items.len() <= cursor.page_items / 2 {
                 cursor.is_fetching = true;
-                fetches.push(Fetch { shard, start: start.clone() });
+                let applied_index = self.versions.get(&shard).map_or(0, |version| version.applied_index);
+                fetches.push(Fetch { shard, start: start.clone(), applied_index });
             }
         }
         fetches
@@ -99,8 +110,16 @@ impl Merge {
         if !is_sorted || reply.items.first().is_some_and(|first| first.key < *start) {
             return bad("its keys are out of order");
         }
-        if reply.more && reply.items.is_empty() {
-            return bad("it is empty but not the last");
+        let start = start.clone();
+        let before = self.versions.get(&shard).map(|version| version.applied_index);
+        if before != Some(reply.applied_index) {
+            let version = ShardVersion {
+                applied_index: reply.applied_index,
+                start: start.clone(),
+                is_newer: before.is_some(),
+                is_stale: reply.stale,
+            };
+            self.versions.insert(shard, version);
         }
         let was_missing = cursor.is_missing();
         let was_empty = cursor.items.is_empty();
@@ -108,10 +127,12 @@ impl Merge {
         cursor.page_items = reply.items.len();
         cursor.next_start = match reply.items.last() {
             Some(last) if reply.more => Some(successor(&last.key)),
+            // Nothing of what the page went over is there any more.
+            None if reply.more => Some(start),
             Some(_) | None => None,
         };
         cursor.items.extend(reply.items);
-        if was_missing {
+        if was_missing && !cursor.is_missing() {
             self.missing -= 1;
         }
         if was_empty && let Some(first) = cursor.items.front() {
@@ -134,6 +155,17 @@ impl Merge {
             None => {}
         }
         Merged::Item(item)
+    }
+
+    /// What each shard that has answered is seen as of.
+    pub fn versions(&self) -> &BTreeMap<u32, ShardVersion> {
+        &self.versions
+    }
+
+    /// The shards that have not ended.
+    pub fn open_shards(&self) -> Vec<u32> {
+        let open = self.cursors.iter().filter(|(_, cursor)| cursor.next_start.is_some());
+        open.map(|(shard, _)| *shard).collect()
     }
 
     /// Items in memory.
@@ -163,7 +195,7 @@ mod tests {
         let from = keys.partition_point(|key| key.as_slice() < start);
         let rest = &keys[from..];
         let items = rest.iter().take(items_max).map(|key| item(key)).collect();
-        v1::ScanReply { items, more: rest.len() > items_max, served_by: None }
+        v1::ScanReply { items, more: rest.len() > items_max, ..Default::default() }
     }
 
     proptest! {
@@ -187,7 +219,7 @@ mod tests {
                     Merged::Waiting => {
                         let fetches = merge.fetches();
                         prop_assert!(!fetches.is_empty(), "it waits for what it did not ask for");
-                        for Fetch { shard, start } in fetches {
+                        for Fetch { shard, start, .. } in fetches {
                             merge.page(shard, page_of(&shards[shard as usize - 1], &start, items_max)).unwrap();
                         }
                     }
@@ -205,17 +237,41 @@ mod tests {
         let reply = |keys: &[&[u8]], more| v1::ScanReply {
             items: keys.iter().map(|key| item(key)).collect(),
             more,
-            served_by: None,
+            ..Default::default()
         };
         assert!(merge.page(1, reply(&[], false)).is_err(), "not asked for");
         assert_eq!(merge.fetches().len(), 1);
         assert!(merge.fetches().is_empty(), "asked once");
-        for bad in [reply(&[b"a"], false), reply(&[b"n", b"m"], false), reply(&[], true)] {
+        for bad in [reply(&[b"a"], false), reply(&[b"n", b"m"], false)] {
             assert!(merge.page(1, bad).is_err());
         }
         assert_eq!(merge.next_item(), Merged::Waiting);
+        merge.page(1, reply(&[], true)).unwrap();
+        assert_eq!(merge.next_item(), Merged::Waiting, "all keys of the page have gone: it goes on");
+        assert_eq!(merge.fetches().len(), 1);
         merge.page(1, reply(&[b"m"], false)).unwrap();
         assert_eq!(merge.next_item(), Merged::Item(item(b"m")));
         assert_eq!(merge.next_item(), Merged::End);
+    }
+
+    #[test]
+    fn a_shard_that_is_seen_as_of_a_later_entry_says_from_which_key_on() {
+        let mut merge = Merge::new(1, &Bytes::new());
+        let page = |key: &[u8], applied_index| v1::ScanReply {
+            items: vec![item(key)],
+            more: true,
+            applied_index,
+            ..Default::default()
+        };
+        let mut seen = Vec::new();
+        for (key, applied_index) in [(b"a", 5), (b"b", 5), (b"c", 9)] {
+            merge.fetches();
+            merge.page(1, page(key, applied_index)).unwrap();
+            assert_eq!(merge.next_item(), Merged::Item(item(key)));
+            let version = &merge.versions()[&1];
+            seen.push((version.applied_index, version.start.to_vec(), version.is_newer));
+        }
+        assert_eq!(seen, [(5, vec![], false), (5, vec![], false), (9, b"b\0".to_vec(), true)]);
+        assert_eq!((merge.open_shards(), merge.fetches()[0].applied_index), (vec![1], 9));
     }
 }

@@ -93,6 +93,25 @@ impl Request {
         }
     }
 
+    /// Whether any replica may answer it.
+    pub fn takes_any(&self) -> bool {
+        let consistency = match self {
+            Self::Get(message) => message.consistency,
+            Self::Batch(message) => message.consistency,
+            Self::Scan(message) => message.consistency,
+            Self::Put(_)
+            | Self::Delete(_)
+            | Self::ClusterStatus(_)
+            | Self::NodeStatus(_)
+            | Self::Verify(_)
+            | Self::Scrub(_)
+            | Self::ClusterRead(_)
+            | Self::ClusterChange(_)
+            | Self::ShardOrder(_) => return false,
+        };
+        consistency == v1::Consistency::Any as i32
+    }
+
     /// How long the server may take, in milliseconds; nothing for status requests.
     pub fn set_timeout_ms(&mut self, milliseconds: u32) {
         match self {
@@ -156,13 +175,13 @@ impl Response {
         }
     }
 
-    /// Who answered, where the answer says so.
+    /// Who leads the shard, where the answer shows it: whoever has answered, unless any replica might have.
     pub fn served_by(&self) -> Option<&v1::ServedBy> {
         match self {
             Self::Write(reply) => reply.served_by.as_ref(),
-            Self::Get(reply) => reply.served_by.as_ref(),
-            Self::Batch(reply) => reply.served_by.as_ref(),
-            Self::Scan(reply) => reply.served_by.as_ref(),
+            Self::Get(reply) => reply.served_by.as_ref().filter(|_| !reply.stale),
+            Self::Batch(reply) => reply.served_by.as_ref().filter(|_| !reply.stale),
+            Self::Scan(reply) => reply.served_by.as_ref().filter(|_| !reply.stale && !reply.held),
             Self::ShardView(reply) => reply.served_by.as_ref(),
             // Where the cluster's own state is kept is nobody's business but the nodes'.
             Self::ClusterStatus(_)

@@ -170,6 +170,27 @@ impl Topology {
         self.target_at(fit, core)
     }
 
+    /// Where the next attempt for `shard` goes if any replica may answer: one that is not suspect and not `avoid`, by
+    /// `rotation`; else as [`Topology::target`].
+    pub fn target_of_any(
+        &self,
+        shard: u32,
+        avoid: Option<u32>,
+        rotation: u32,
+        now: Moment,
+    ) -> Option<Target> {
+        let place = self.places.get((shard as usize).wrapping_sub(1))?;
+        let fit = place.nodes.iter().copied().filter(|node| {
+            Some(*node) != avoid
+                && self.members.contains_key(node)
+                && self.suspects.get(node).is_none_or(|until| now >= *until)
+        });
+        match pick(fit, rotation) {
+            Some(node) => self.target_at(node, if node == place.leader { place.core } else { None }),
+            None => self.target(shard, avoid, rotation, now),
+        }
+    }
+
     fn target_at(&self, node_number: u32, core: Option<u16>) -> Option<Target> {
         let address = self.members.get(&node_number)?.clone();
         Some(Target { node_number, address, core })

@@ -211,7 +211,9 @@ impl World {
                 let found = self.data.get(&get.key).cloned();
                 let served_by = Some(self.served_by(1));
                 let (value, version) = found.clone().unwrap_or_default();
-                send(out, correlation, &v1::GetReply { found: found.is_some(), value, version, served_by });
+                let reply =
+                    v1::GetReply { found: found.is_some(), value, version, served_by, ..Default::default() };
+                send(out, correlation, &reply);
             }
             FrameKind::Batch => self.batch(&frame.decode().unwrap(), correlation, out),
             FrameKind::Scan => self.scan(&frame.decode().unwrap(), correlation, out),
@@ -274,7 +276,7 @@ impl World {
                 },
             });
         }
-        send(out, correlation, &v1::BatchReply { results, served_by: None });
+        send(out, correlation, &v1::BatchReply { results, ..Default::default() });
     }
 
     fn scan(&mut self, scan: &v1::Scan, correlation: u64, out: &mut BytesMut) {
@@ -291,7 +293,7 @@ impl World {
             .collect();
         let more = items.len() > scan.items_max as usize;
         items.truncate(scan.items_max as usize);
-        send(out, correlation, &v1::ScanReply { items, more, served_by: None });
+        send(out, correlation, &v1::ScanReply { items, more, ..Default::default() });
     }
 
     fn status(&self) -> v1::ClusterStatusReply {
