@@ -32,8 +32,8 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(6);
 /// A connection to a cluster. Cheap to clone; usable from any task and thread of a tokio runtime.
 ///
 /// Every call ends within its timeout; where a call has many parts, as [`Client::put_many`] and scans do, each part
-/// has that time. Reads are linearizable unless asked otherwise, see [`crate::Consistency`]. A write that returns `Ok` is
-/// durable on a majority.
+/// has that time. Reads are linearizable unless asked otherwise, see [`crate::Consistency`]. A write that returns
+/// `Ok` is durable on a majority.
 #[derive(Clone)]
 pub struct Client {
     cluster: Arc<Cluster>,

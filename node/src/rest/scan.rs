@@ -1,8 +1,8 @@
 //! Keys in order over all shards: a page as JSON with the cursor of the next, or a stream of JSON lines.
 //!
 //! A cursor holds where the next page begins, the scan's name and a mark of the range that it belongs to: any node
-//! takes it, at any time. What the shards hold under the name, so that all pages see each of them as of one log entry, is
-//! bounded in time; without it the scan goes on as of later entries, and the page says so.
+//! takes it, at any time. What the shards hold under the name, so that all pages see each of them as of one log
+//! entry, is bounded in time; without it the scan goes on as of later entries, and the page says so.
 
 use std::rc::Rc;
 
