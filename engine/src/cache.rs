@@ -18,8 +18,8 @@ type Place = Extent;
 
 /// What an entry costs beside its bytes.
 const ENTRY_BYTES: usize = 96;
-/// Values up to this length are copied, so that they do not keep the buffer they came in alive.
-const COPY_BYTES_MAX: usize = 64 << 10;
+/// Values up to this length are copied into the cache, so that they do not keep the buffer they came in alive.
+pub const CACHE_COPY_BYTES_MAX: usize = 64 << 10;
 /// Guess of an entry's mean cost: decides how many that fell out are remembered, nothing else.
 const MEAN_BYTES: usize = 4 << 10;
 
@@ -98,7 +98,8 @@ impl ValueCache {
             return;
         }
         let checksum = value_checksum(key, value);
-        let value = if value.len() <= COPY_BYTES_MAX { Bytes::copy_from_slice(value) } else { value.clone() };
+        let value =
+            if value.len() <= CACHE_COPY_BYTES_MAX { Bytes::copy_from_slice(value) } else { value.clone() };
         self.values.insert(place, CachedValue { value, checksum });
     }
 

@@ -110,6 +110,7 @@ mod submission;
 mod tests_format;
 mod types;
 
+pub use cache::CACHE_COPY_BYTES_MAX;
 pub use error::{Corruption, Damage, LogError, OpenError, ReadError};
 pub use mark::LogMark;
 pub use pinned::PinnedView;

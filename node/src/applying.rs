@@ -154,7 +154,10 @@ impl<R: Runtime> Replica<R> {
                     return Ok(false);
                 };
                 let applied = machine.apply(entry.index.0, &command, &versions);
-                self.store.apply(shard, index, applied.changes.into_iter().map(engine_change).collect());
+                // Who leads is who is asked: the cache is for the values that are read here.
+                let is_read_here = self.leader == Some(self.id);
+                let changes = applied.changes.into_iter().map(|change| engine_change(change, is_read_here));
+                self.store.apply(shard, index, changes.collect());
                 Some(Answer::Write(applied.outcome))
             }
             (EntryKind::Command, ShardMachine::Meta(machine)) => {
@@ -227,16 +230,17 @@ fn known_versions<'a, R: Runtime>(
     Some(Known { versions: versions.collect::<Option<_>>()?, next: Cell::new(0) })
 }
 
-/// What the machine changed, in the engine's terms. The key is copied: a slice of the frame would keep the
-/// whole frame in memory for as long as the key lives.
-fn engine_change(change: machine::Change) -> krita_engine::Change {
+/// What the machine changed, in the engine's terms. The index copies keys, and the cache small values. A large one that
+/// is `cached` is copied here: a slice of the frame would keep the whole frame in memory for as long as the value is.
+fn engine_change(change: machine::Change, cached: bool) -> krita_engine::Change {
     match change {
-        machine::Change::Put { key, payload_offset, payload_length, value } => krita_engine::Change::Put {
-            key: Bytes::copy_from_slice(&key),
-            payload_offset,
-            payload_length,
-            value: Some(Bytes::copy_from_slice(&value)),
-        },
+        machine::Change::Put { key, payload_offset, payload_length, value } => {
+            let value = cached.then(|| match value.len() <= krita_engine::CACHE_COPY_BYTES_MAX {
+                true => value,
+                false => Bytes::copy_from_slice(&value),
+            });
+            krita_engine::Change::Put { key, payload_offset, payload_length, value }
+        }
         machine::Change::Delete { key } => krita_engine::Change::Delete { key },
     }
 }
@@ -244,6 +248,25 @@ fn engine_change(change: machine::Change) -> krita_engine::Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_goes_to_the_cache_only_where_it_is_read_and_never_keeps_a_large_frame() {
+        let value_of = |length: usize, cached: bool| {
+            let frame = Bytes::from(vec![7; length + 1]);
+            let (key, value) = (Bytes::from_static(b"k"), frame.slice(1..));
+            let change = machine::Change::Put { key, payload_offset: 0, payload_length: 4, value };
+            let krita_engine::Change::Put { value, .. } = engine_change(change, cached) else {
+                panic!("a put stays one");
+            };
+            let points_into_frame =
+                value.as_ref().map(|value| frame.as_ptr_range().contains(&value.as_ptr()));
+            (value.map(|value| value.len()), points_into_frame)
+        };
+        let small = krita_engine::CACHE_COPY_BYTES_MAX;
+        assert_eq!(value_of(small, false), (None, None));
+        assert_eq!(value_of(small, true), (Some(small), Some(true)), "the cache makes the only copy");
+        assert_eq!(value_of(small + 1, true), (Some(small + 1), Some(false)));
+    }
 
     #[test]
     fn fetched_versions_tell_absent_keys_from_unknown_ones() {

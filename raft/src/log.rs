@@ -174,8 +174,11 @@ impl<P: Payload> Log<P> {
 
     /// What is to be written next: a truncation, then entries.
     pub(crate) fn take_unhanded(&mut self) -> (Option<Index>, Vec<Entry<P>>) {
-        let skip = self.window.partition_point(|entry| entry.index <= self.handed);
-        let entries: Vec<Entry<P>> = self.window.iter().skip(skip).cloned().collect();
+        // The window holds everything above `durable`, and so above `handed`, without gaps.
+        let unhanded = (self.last.0 - self.handed.0) as usize;
+        let skip = self.window.len().saturating_sub(unhanded);
+        let entries: Vec<Entry<P>> = self.window.range(skip..).cloned().collect();
+        debug_assert!(entries.first().is_none_or(|entry| entry.index == self.handed.next()));
         assert_eq!(entries.len() as u64, self.last.0 - self.handed.0, "what is not handed out is in memory");
         self.handed = self.last;
         (self.truncate_after.take(), entries)
@@ -356,6 +359,19 @@ mod tests {
         assert_eq!(log.slice(Index(5), 1).map(|entries| entries.len()), Some(1));
         assert_eq!(log.slice(Index(5), 1000).map(|entries| entries.len()), Some(2));
         log.check();
+    }
+
+    #[test]
+    fn only_what_was_not_handed_out_is_taken_however_much_the_window_holds() {
+        let mut log = sample();
+        assert_eq!(log.take_unhanded().1.len(), 6);
+        assert_eq!(log.take_unhanded(), (None, Vec::new()));
+        log.append(entry(7, 6));
+        log.append(entry(8, 6));
+        assert_eq!(log.take_unhanded().1, [entry(7, 6), entry(8, 6)], "behind what is not durable yet");
+        log.set_durable(Index(8));
+        log.append(entry(9, 6));
+        assert_eq!(log.take_unhanded().1, [entry(9, 6)], "behind what was evicted");
     }
 
     #[test]
