@@ -25,6 +25,9 @@ const UNHEALTHY: i32 = 10;
 
 const FORMATS: [&str; 5] = ["text", "table", "json", "yaml", "raw"];
 
+/// How often a command is run in each format until its exit codes are alike.
+const ROUNDS_MAX: usize = 3;
+
 /// Keys enough that removing or importing them takes several pieces.
 const MANY: usize = 12_000;
 
@@ -317,17 +320,27 @@ type Row<'a> = (&'static str, Vec<&'a str>, &'a [u8]);
 
 /// Runs each command in each format, and looks whether the format is one and the exit code the same.
 fn in_every_format(world: &World, program: &str, rows: &[Row<'_>]) {
-    for (name, arguments, input) in rows {
-        let mut codes = BTreeSet::new();
-        for format in FORMATS {
-            let arguments = [arguments, &["-o", format][..]].concat();
-            let answer = run(&mut world.command(program, &arguments), input);
-            assert!(!answer.stdout.contains(&0x1b), "{name} -o {format}: colour in a pipe");
-            codes.insert(answer.code);
-            is_in_format(name, format, &answer);
-        }
-        assert_eq!(codes.len(), 1, "{name}: the format does not change what comes of it: {codes:?}");
+    for row in rows {
+        // A leadership that moves between two of the formats changes what is said of the cluster, not of the format.
+        let alike = (0..ROUNDS_MAX).any(|_| codes_by_format(world, program, row).len() == 1);
+        assert!(alike, "{}: the format does not change what comes of it", row.0);
     }
+}
+
+/// Runs one command in each format, looks whether each is one, and returns the exit codes.
+fn codes_by_format(
+    world: &World,
+    program: &str,
+    (name, arguments, input): &Row<'_>,
+) -> BTreeSet<Option<i32>> {
+    let run_in = |format: &str| {
+        let arguments = [arguments, &["-o", format][..]].concat();
+        let answer = run(&mut world.command(program, &arguments), input);
+        assert!(!answer.stdout.contains(&0x1b), "{name} -o {format}: colour in a pipe");
+        is_in_format(name, format, &answer);
+        answer.code
+    };
+    FORMATS.into_iter().map(run_in).collect()
 }
 
 /// Looks whether these are all commands that there are, by the man pages.
