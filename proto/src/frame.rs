@@ -20,7 +20,7 @@
 //! use krita_proto::v1::Get;
 //!
 //! let mut outgoing = bytes::BytesMut::new();
-//! let get = Get { key: "colour".into(), timeout_ms: 0 };
+//! let get = Get { key: "colour".into(), ..Get::default() };
 //! frame::encode(&mut outgoing, frame::Flags::NONE, 7, &get)?;
 //!
 //! let mut reader = FrameReader::new(frame::BODY_BYTES_MAX);
